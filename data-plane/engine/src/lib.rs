@@ -1,0 +1,139 @@
+//! The engine: continuous batching over a paged KV pool, on one OS thread of its own.
+//!
+//! It takes token ids and returns token ids with timestamps. It refuses to know gRPC, text or telemetry.
+//!
+//! ```text
+//! submit(Sequence) ─▶ bounded queue ─▶ scheduler ─▶ Batch ─▶ Runner (forward + sample) ─▶ TokenStream
+//! ```
+
+use std::time::{Duration, Instant};
+
+mod sampling;
+pub use sampling::{SamplingParams, SamplingParamsError};
+
+/// One request as the engine sees it. Built by the worker, moved whole.
+#[derive(Debug, Clone)]
+pub struct Sequence {
+    /// Prompt token ids, at least one, each below the vocabulary size.
+    pub prompt: Vec<u32>,
+    /// How to choose tokens.
+    pub sampling: SamplingParams,
+    /// Ids that end the reply (the checkpoint's end-of-sequence ids unless `ignore_eos`, and the request's own).
+    pub stop_token_ids: Vec<u32>,
+    /// Tokens to generate at most, at least 1. The engine also ends the reply at the end of the context.
+    pub max_tokens: usize,
+    /// Alternatives to report per token; `None` reports no log-probabilities.
+    pub top_logprobs: Option<usize>,
+    /// When the request must be over.
+    pub deadline: Option<Instant>,
+    /// KV is shared only between sequences of one namespace (tenant, adapter).
+    pub namespace: u64,
+}
+
+/// What a [`TokenStream`] yields. `Finished` or `Failed` is always the last.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// The sequence left the queue: its prompt starts to be computed.
+    Started {
+        /// When.
+        at: Instant,
+        /// Prompt tokens whose KV was already there.
+        cached_tokens: usize,
+    },
+    /// One generated token.
+    Token(Token),
+    /// The reply is complete.
+    Finished(Finished),
+    /// The reply cannot be completed.
+    Failed(SequenceError),
+}
+
+/// One generated token.
+#[derive(Debug, Clone)]
+pub struct Token {
+    /// Token id.
+    pub id: u32,
+    /// When its step ended.
+    pub at: Instant,
+    /// Its log-probability (natural logarithm, after penalties, before temperature), if asked for.
+    pub logprob: Option<f32>,
+    /// The likeliest alternatives as (id, log-probability), likeliest first.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// How a sequence ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinishReason {
+    /// A stop token was generated; it is the last [`Token`] of the stream.
+    StopToken(u32),
+    /// `max_tokens` or the end of the context.
+    Length,
+}
+
+/// Closing facts of a sequence.
+#[derive(Debug, Clone)]
+pub struct Finished {
+    /// Why it ended.
+    pub reason: FinishReason,
+    /// Tokens generated, a final stop token included.
+    pub completion_tokens: usize,
+}
+
+/// Why a running sequence failed.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum SequenceError {
+    /// The deadline passed.
+    #[error("deadline exceeded after {completion_tokens} tokens")]
+    DeadlineExceeded {
+        /// Tokens generated so far.
+        completion_tokens: usize,
+    },
+    /// The model's forward pass failed.
+    #[error("the model failed: {0}")]
+    Runner(String),
+    /// The engine is shutting down.
+    #[error("the engine is shutting down")]
+    ShuttingDown,
+}
+
+/// Why a sequence was not admitted.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum SubmitError {
+    /// The waiting queue is full; try again after `retry_after`.
+    #[error("{waiting} requests are waiting already")]
+    QueueFull {
+        /// Sequences waiting.
+        waiting: usize,
+        /// When room is expected.
+        retry_after: Duration,
+    },
+    /// The prompt leaves no room to generate.
+    #[error("the prompt has {prompt} tokens, the context holds {context} and at least one must be generated")]
+    PromptTooLong {
+        /// Tokens of the prompt.
+        prompt: usize,
+        /// Context length (or all of the KV pool, if that is smaller), in tokens.
+        context: usize,
+    },
+    /// The prompt is empty.
+    #[error("the prompt is empty")]
+    EmptyPrompt,
+    /// A token id outside the vocabulary.
+    #[error("token id {id} at position {position} is outside the vocabulary of {vocab_size}")]
+    TokenOutOfRange {
+        /// The id.
+        id: u32,
+        /// Its index in the prompt.
+        position: usize,
+        /// Size of the vocabulary.
+        vocab_size: usize,
+    },
+    /// Sampling parameters out of range.
+    #[error(transparent)]
+    Sampling(#[from] SamplingParamsError),
+    /// The engine is shutting down.
+    #[error("the engine is shutting down")]
+    ShuttingDown,
+}

@@ -1,0 +1,20 @@
+//! Names of the metadata that requests and replies carry.
+
+/// The user a request is for; the everyday key of sticky assignment.
+pub const USER_ID: &str = "x-user-id";
+/// Request: the revision asked for (a pin). Response and worker hop: the revision that serves.
+pub const MODEL_VERSION: &str = "x-model-version";
+/// Where the request comes from.
+pub const REGION: &str = "x-region";
+/// What kind of device the request comes from.
+pub const DEVICE: &str = "x-device";
+/// Requests of one session prefer one worker.
+pub const SESSION_ID: &str = "x-session-id";
+/// The epoch of the snapshot that assigned the request.
+pub const ROLLOUT_EPOCH: &str = "x-rollout-epoch";
+/// Why the request was assigned to its revision.
+pub const ASSIGNMENT_REASON: &str = "x-assignment-reason";
+/// The seed in use, given back where the request named none.
+pub const SEED: &str = "x-seed";
+/// Trailer: a serialized [`RequestStats`](crate::v1::RequestStats).
+pub const STATS_TRAILER: &str = "penstock-stats-bin";
