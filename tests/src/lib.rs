@@ -1,1 +1,16 @@
-//! penstock-tests
+//! What the end-to-end tests share: the real binaries as child processes, a real etcd, a real OTLP receiver.
+//!
+//! Every process is a child that ends with its handle, listens on loopback only, and logs to a file whose end
+//! is printed when a test fails. Nothing here knows how a test judges what it sees.
+
+mod cluster;
+mod etcd;
+mod http;
+mod otlp;
+mod process;
+
+pub use cluster::{Cluster, GatewayProcess, WorkerProcess, demo};
+pub use etcd::Etcd;
+pub use http::{Reply, get, post_json, post_json_with};
+pub use otlp::{OtlpReceiver, ReceivedSpan};
+pub use process::{Process, binary, eventually, free_ports, python, repository};
