@@ -86,3 +86,34 @@ impl<E: PushMetricExporter> PushMetricExporter for LoggedOnce<E> {
         self.inner.temporality()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use opentelemetry_sdk::error::OTelSdkError;
+    use std::sync::{Arc, Mutex};
+    use tracing_subscriber::{Layer, layer::SubscriberExt as _};
+
+    #[derive(Default, Clone)]
+    struct Levels(Arc<Mutex<Vec<tracing::Level>>>);
+
+    impl<S: tracing::Subscriber> Layer<S> for Levels {
+        fn on_event(&self, event: &tracing::Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
+            self.0.lock().unwrap().push(*event.metadata().level());
+        }
+    }
+
+    #[test]
+    fn a_failure_is_told_when_it_begins_and_when_it_ends() {
+        let levels = Levels::default();
+        let exporter = LoggedOnce::new((), "traces", "http://nowhere");
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(levels.clone()), || {
+            let down = || Err(OTelSdkError::InternalFailure("down".into()));
+            for result in [Ok(()), down(), down(), down(), Ok(()), Ok(()), down()] {
+                exporter.note(&result);
+            }
+        });
+        use tracing::Level;
+        assert_eq!(*levels.0.lock().unwrap(), [Level::WARN, Level::INFO, Level::WARN]);
+    }
+}

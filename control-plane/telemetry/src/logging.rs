@@ -42,3 +42,46 @@ fn filter(config: &TelemetryConfig, environment: &Environment) -> Result<EnvFilt
         cause,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(log: Option<&str>, rust_log: Option<&str>) -> String {
+        let config = TelemetryConfig {
+            log: log.map(str::to_owned),
+            ..TelemetryConfig::new("t")
+        };
+        let environment = Environment {
+            rust_log: rust_log.map(str::to_owned),
+            ..Environment::default()
+        };
+        match filter(&config, &environment) {
+            Ok(filter) => filter.to_string(),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    #[test]
+    fn the_command_line_wins_over_the_environment_and_that_over_the_default() {
+        assert!(text(Some("error"), Some("debug")).contains("error"));
+        assert!(!text(Some("error"), Some("debug")).contains("debug"));
+        assert!(text(None, Some("debug")).contains("debug"));
+        assert!(text(None, None).contains("penstock=info"));
+    }
+
+    #[test]
+    fn the_sdks_own_log_is_off_unless_it_is_asked_for() {
+        assert!(text(None, None).contains("opentelemetry=off"));
+        assert!(!text(Some("opentelemetry=debug"), None).contains("opentelemetry=off"));
+    }
+
+    #[test]
+    fn a_bad_filter_is_named_with_its_source() {
+        let error = text(None, Some("gateway=loud"));
+        assert!(
+            error.contains("RUST_LOG") && error.contains("`gateway=loud`"),
+            "{error}"
+        );
+    }
+}

@@ -110,3 +110,58 @@ fn answer(result: Result<(), String>) -> Response {
         Err(missing) => (StatusCode::SERVICE_UNAVAILABLE, format!("{missing}\n")).into_response(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    async fn get_path(address: std::net::SocketAddr, path: &str) -> String {
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply).await.unwrap();
+        reply
+    }
+
+    #[tokio::test]
+    async fn probes_and_metrics_answer_until_shutdown() {
+        let ready = Arc::new(AtomicBool::new(false));
+        let flag = ready.clone();
+        let health = Health::new(move || match flag.load(Ordering::Relaxed) {
+            true => Ok(()),
+            false => Err("no snapshot yet".to_owned()),
+        });
+        let metrics = Metrics::local();
+        let routes =
+            router(metrics, health).merge(Router::new().route("/drain", get(|| async { "draining" })));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let server = serve(listener, routes, async move { drop(stopped.await) });
+        let client = async {
+            assert!(get_path(address, "/healthz").await.starts_with("HTTP/1.1 200"));
+            assert!(get_path(address, "/health").await.starts_with("HTTP/1.1 200"));
+            let unready = get_path(address, "/readyz").await;
+            assert!(
+                unready.starts_with("HTTP/1.1 503") && unready.ends_with("no snapshot yet\n"),
+                "{unready}"
+            );
+            ready.store(true, Ordering::Relaxed);
+            assert!(get_path(address, "/readyz").await.starts_with("HTTP/1.1 200"));
+            assert!(get_path(address, "/metrics").await.contains("version=0.0.4"));
+            assert!(get_path(address, "/drain").await.ends_with("draining"));
+            stop.send(()).unwrap();
+        };
+        let (served, ()) = tokio::join!(server, client);
+        served.unwrap();
+    }
+
+    #[test]
+    fn a_process_that_is_not_alive_is_not_ready() {
+        let health = Health::new(|| Ok(())).with_live(|| Err("the engine hangs".to_owned()));
+        assert_eq!(health.ready(), Err("the engine hangs".to_owned()));
+    }
+}

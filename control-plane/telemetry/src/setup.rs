@@ -225,3 +225,6 @@ fn metric_exporter(endpoint: &str) -> Result<LoggedOnce<MetricExporter>, Telemet
         })?;
     Ok(LoggedOnce::new(exporter, "metrics", endpoint))
 }
+
+#[cfg(test)]
+mod tests;

@@ -74,7 +74,7 @@ pub fn record_interval(
     }
 }
 
-fn record_with<T: Tracer>(
+pub(crate) fn record_with<T: Tracer>(
     tracer: &T,
     parent: &Context,
     name: Cow<'static, str>,

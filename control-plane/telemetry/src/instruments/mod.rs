@@ -10,3 +10,6 @@ pub use control_plane::ControlPlaneMetrics;
 pub use gateway::GatewayMetrics;
 pub use requests::{InFlight, RequestRecord, Served, TokenCounts};
 pub use worker::{EngineObservation, EngineRegistration, WorkerMetrics};
+
+#[cfg(test)]
+mod tests;
