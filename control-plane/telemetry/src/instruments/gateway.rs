@@ -27,7 +27,10 @@ impl GatewayMetrics {
         let meter = metrics.meter(value::GATEWAY);
         let gauge = |name, description| meter.u64_gauge(name).with_description(description).build();
         Self {
-            requests: RequestInstruments::new(metrics, value::GATEWAY),
+            requests: RequestInstruments::new(
+                &meter,
+                vec![KeyValue::new(attribute::COMPONENT, value::GATEWAY)],
+            ),
             retries: counter(
                 &meter,
                 metric::RETRIES,

@@ -1,9 +1,6 @@
 //! What gateways and workers both measure of a request.
 
-use crate::{
-    Metrics,
-    semconv::{attribute, bucket, metric, value},
-};
+use crate::semconv::{attribute, bucket, metric, value};
 use opentelemetry::{
     KeyValue,
     metrics::{Counter, Histogram, Meter, UpDownCounter},
@@ -62,7 +59,8 @@ pub struct RequestRecord<'a> {
 /// The instruments that gateways and workers share.
 #[derive(Debug, Clone)]
 pub(super) struct RequestInstruments {
-    component: KeyValue,
+    /// Who measures: the component, and a worker's endpoint.
+    origin: Vec<KeyValue>,
     duration: Histogram<f64>,
     ttft: Histogram<f64>,
     tpot: Histogram<f64>,
@@ -72,30 +70,29 @@ pub(super) struct RequestInstruments {
 }
 
 impl RequestInstruments {
-    pub(super) fn new(metrics: &Metrics, component: &'static str) -> Self {
-        let meter = metrics.meter(component);
+    pub(super) fn new(meter: &Meter, origin: Vec<KeyValue>) -> Self {
         Self {
-            component: KeyValue::new(attribute::COMPONENT, component),
+            origin,
             duration: seconds(
-                &meter,
+                meter,
                 metric::REQUEST_DURATION,
                 "Time from a request's arrival to its end",
                 &bucket::REQUEST_DURATION,
             ),
             ttft: seconds(
-                &meter,
+                meter,
                 metric::TIME_TO_FIRST_TOKEN,
                 "Time from a request's arrival to its first token",
                 &bucket::TIME_TO_FIRST_TOKEN,
             ),
             tpot: seconds(
-                &meter,
+                meter,
                 metric::TIME_PER_OUTPUT_TOKEN,
                 "Mean time per output token after the first",
                 &bucket::TIME_PER_OUTPUT_TOKEN,
             ),
-            requests: counter(&meter, metric::REQUESTS, "{request}", "Requests that ended"),
-            tokens: counter(&meter, metric::TOKENS, "{token}", "Tokens of requests that ended"),
+            requests: counter(meter, metric::REQUESTS, "{request}", "Requests that ended"),
+            tokens: counter(meter, metric::TOKENS, "{token}", "Tokens of requests that ended"),
             inflight: meter
                 .i64_up_down_counter(metric::INFLIGHT)
                 .with_unit("{request}")
@@ -105,11 +102,7 @@ impl RequestInstruments {
     }
 
     pub(super) fn in_flight(&self, served: &Served) -> InFlight {
-        let labels = [
-            self.component.clone(),
-            served.model.clone(),
-            served.revision.clone(),
-        ];
+        let labels = self.identity(served);
         self.inflight.add(1, &labels);
         InFlight {
             inflight: self.inflight.clone(),
@@ -118,41 +111,51 @@ impl RequestInstruments {
     }
 
     pub(super) fn record(&self, served: &Served, record: &RequestRecord<'_>) {
-        let labels = [
-            self.component.clone(),
-            served.model.clone(),
-            served.revision.clone(),
-            KeyValue::new(attribute::OPERATION_NAME, value::GENERATE),
-            KeyValue::new(attribute::PROVIDER_NAME, value::PENSTOCK),
-            KeyValue::new(attribute::OUTCOME, record.outcome.to_owned()),
-        ];
-        let (identity, without_outcome) = (&labels[..3], &labels[..5]);
-        let outcome = [&labels[..3], &labels[5..]].concat();
-        self.requests.add(1, &outcome);
-        self.duration.record(record.duration.as_secs_f64(), &labels);
+        let mut labels = self.identity(served);
+        let identity = labels.len();
+        let outcome = KeyValue::new(attribute::OUTCOME, record.outcome.to_owned());
+        labels.push(outcome.clone());
+        self.requests.add(1, &labels);
+        labels.truncate(identity);
+        self.count_tokens(&mut labels, record.tokens);
+
+        labels.push(KeyValue::new(attribute::OPERATION_NAME, value::GENERATE));
+        labels.push(KeyValue::new(attribute::PROVIDER_NAME, value::PENSTOCK));
         if let Some(ttft) = record.ttft {
-            self.ttft.record(ttft.as_secs_f64(), without_outcome);
+            self.ttft.record(ttft.as_secs_f64(), &labels);
         }
         if let Some(tpot) = record.tpot {
-            self.tpot.record(tpot.as_secs_f64(), without_outcome);
+            self.tpot.record(tpot.as_secs_f64(), &labels);
         }
+        labels.push(outcome);
+        self.duration.record(record.duration.as_secs_f64(), &labels);
+    }
+
+    fn count_tokens(&self, labels: &mut Vec<KeyValue>, tokens: TokenCounts) {
         let TokenCounts {
             input,
             cached,
             output,
-        } = record.tokens;
+        } = tokens;
         for (kind, count) in [
             (value::INPUT, input),
             (value::CACHED, cached),
             (value::OUTPUT, output),
         ] {
             if count > 0 {
-                self.tokens.add(
-                    count,
-                    &[identity, &[KeyValue::new(attribute::TOKEN_TYPE, kind)]].concat(),
-                );
+                labels.push(KeyValue::new(attribute::TOKEN_TYPE, kind));
+                self.tokens.add(count, labels);
+                labels.pop();
             }
         }
+    }
+
+    fn identity(&self, served: &Served) -> Vec<KeyValue> {
+        // Five more are pushed at most while a record is written.
+        let mut labels = Vec::with_capacity(self.origin.len() + 5);
+        labels.extend_from_slice(&self.origin);
+        labels.extend([served.model.clone(), served.revision.clone()]);
+        labels
     }
 }
 
@@ -161,7 +164,7 @@ impl RequestInstruments {
 #[must_use = "the request counts as under way until this is dropped"]
 pub struct InFlight {
     inflight: UpDownCounter<i64>,
-    labels: [KeyValue; 3],
+    labels: Vec<KeyValue>,
 }
 
 impl Drop for InFlight {

@@ -94,7 +94,7 @@ fn a_request_is_counted_timed_and_told_apart_by_revision_and_outcome() {
 #[test]
 fn histograms_have_the_boundaries_of_the_genai_conventions() {
     let metrics = Metrics::local();
-    WorkerMetrics::new(&metrics).record(&Served::new("demo", "v1"), &record("ok"));
+    WorkerMetrics::new(&metrics, "w1").record(&Served::new("demo", "v1"), &record("ok"));
     let text = metrics.prometheus_text();
     let doubling: Vec<f64> = (0..14).map(|power| 0.01 * f64::from(1 << power)).collect();
     let seen = boundaries(&text, "gen_ai_server_request_duration_seconds");
@@ -138,7 +138,7 @@ fn gateway_and_worker_in_one_process_are_told_apart() {
     let metrics = Metrics::local();
     let served = Served::new("demo", "v1");
     GatewayMetrics::new(&metrics).record(&served, &record("ok"));
-    WorkerMetrics::new(&metrics).record(&served, &record("ok"));
+    WorkerMetrics::new(&metrics, "w1").record(&served, &record("ok"));
     let text = metrics.prometheus_text();
     for component in ["gateway", "worker"] {
         let label = format!("penstock_component=\"{component}\"");
@@ -151,7 +151,7 @@ fn gateway_and_worker_in_one_process_are_told_apart() {
 #[test]
 fn an_engine_is_observed_while_it_is_registered() {
     let metrics = Metrics::local();
-    let worker = WorkerMetrics::new(&metrics);
+    let worker = WorkerMetrics::new(&metrics, "w1");
     let running = Arc::new(AtomicU64::new(3));
     let source = running.clone();
     let registration = worker.register_engine("demo", "v1", move || EngineObservation {
@@ -182,8 +182,53 @@ fn an_engine_is_observed_while_it_is_registered() {
     );
     drop(registration);
     let text = metrics.prometheus_text();
-    assert!(!text.contains("penstock_engine_running{penstock_component=\"worker\",penstock_model=\"demo\",penstock_revision=\"v1\"}"), "{text}");
+    let running = |line: &&str| line.starts_with("penstock_engine_running{");
+    assert!(
+        text.lines()
+            .filter(running)
+            .all(|line| !line.contains("revision=\"v1\"")),
+        "{text}"
+    );
     assert_eq!(value(&text, "penstock_engine_running", &["revision=\"v2\""]), "0");
+}
+
+#[test]
+fn workers_of_one_process_that_serve_one_revision_are_told_apart() {
+    let metrics = Metrics::local();
+    let workers = ["w1", "w2"].map(|id| WorkerMetrics::new(&metrics, id));
+    let _registrations = [(5, &workers[0]), (9, &workers[1])].map(|(steps, worker)| {
+        worker.register_engine("demo", "v1", move || EngineObservation {
+            steps,
+            ..Default::default()
+        })
+    });
+    workers[0].record(&Served::new("demo", "v1"), &record("ok"));
+    let text = metrics.prometheus_text();
+    assert_eq!(
+        value(
+            &text,
+            "penstock_engine_steps_total",
+            &["penstock_endpoint=\"w1\""]
+        ),
+        "5"
+    );
+    assert_eq!(
+        value(
+            &text,
+            "penstock_engine_steps_total",
+            &["penstock_endpoint=\"w2\""]
+        ),
+        "9"
+    );
+    assert_eq!(
+        value(&text, "penstock_requests_total", &["penstock_endpoint=\"w1\""]),
+        "1"
+    );
+    assert!(
+        !text
+            .lines()
+            .any(|line| line.starts_with("penstock_requests") && line.contains("\"w2\""))
+    );
 }
 
 #[test]

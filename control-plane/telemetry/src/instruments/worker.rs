@@ -45,7 +45,7 @@ type Source = Box<dyn Fn() -> EngineObservation + Send + Sync>;
 #[derive(Default)]
 struct Engines {
     next: u64,
-    sources: Vec<(u64, [KeyValue; 3], Source)>,
+    sources: Vec<(u64, Vec<KeyValue>, Source)>,
 }
 
 type Shared = Arc<Mutex<Engines>>;
@@ -57,17 +57,22 @@ pub struct WorkerMetrics {
     queue: Histogram<f64>,
     finished: Counter<u64>,
     engines: Shared,
-    component: &'static str,
+    origin: Vec<KeyValue>,
 }
 
 impl WorkerMetrics {
-    /// Makes the instruments.
-    pub fn new(metrics: &Metrics) -> Self {
+    /// Makes the instruments of the worker `endpoint` (its id), which every series names: workers of one
+    /// process may serve the same revision.
+    pub fn new(metrics: &Metrics, endpoint: &str) -> Self {
         let meter = metrics.meter(value::WORKER);
         let engines = Shared::default();
         observe_engines(&meter, &engines);
+        let origin = vec![
+            KeyValue::new(attribute::COMPONENT, value::WORKER),
+            KeyValue::new(attribute::ENDPOINT, endpoint.to_owned()),
+        ];
         Self {
-            requests: RequestInstruments::new(metrics, value::WORKER),
+            requests: RequestInstruments::new(&meter, origin.clone()),
             queue: seconds(
                 &meter,
                 metric::QUEUE_TIME,
@@ -81,7 +86,7 @@ impl WorkerMetrics {
                 "Sequences that ended, by reason",
             ),
             engines,
-            component: value::WORKER,
+            origin,
         }
     }
 
@@ -103,16 +108,9 @@ impl WorkerMetrics {
 
     /// Records why a sequence ended: stop, length, abort or error.
     pub fn finished(&self, model: &str, revision: &str, reason: &'static str) {
-        let [component, model, revision] = self.labels(model, revision);
-        self.finished.add(
-            1,
-            &[
-                component,
-                model,
-                revision,
-                KeyValue::new(attribute::FINISH_REASON, reason),
-            ],
-        );
+        let mut labels = self.labels(model, revision);
+        labels.push(KeyValue::new(attribute::FINISH_REASON, reason));
+        self.finished.add(1, &labels);
     }
 
     /// Observes an engine at every export and scrape until the registration is dropped. `source` must be
@@ -135,12 +133,12 @@ impl WorkerMetrics {
         }
     }
 
-    fn labels(&self, model: &str, revision: &str) -> [KeyValue; 3] {
-        [
-            KeyValue::new(attribute::COMPONENT, self.component),
+    fn labels(&self, model: &str, revision: &str) -> Vec<KeyValue> {
+        let served = [
             KeyValue::new(attribute::MODEL, model.to_owned()),
             KeyValue::new(attribute::REVISION, revision.to_owned()),
-        ]
+        ];
+        self.origin.iter().cloned().chain(served).collect()
     }
 }
 
