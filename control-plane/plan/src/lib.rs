@@ -1,1 +1,43 @@
-//! penstock-plan
+//! What a rollout is, who gets which revision, and what happens next: pure functions over plain data.
+//!
+//! ```text
+//! rollouts + published revisions ──route──▶ Snapshot ──assign(request)──▶ revision, reason
+//! rollout + inventory ──planner::decide──▶ next phase, or what it waits for
+//! ```
+//!
+//! The gateway, `ctl route test` and the tests call the same [`assign`]. This crate does no I/O, reads no clock
+//! and draws no random number: whatever it needs is an argument.
+//!
+//! ```
+//! use penstock_plan::{Attributes, Canary, Ppm, Reason, Revision, Route, Sticky, assign};
+//!
+//! let route = Route {
+//!     model: "demo".into(),
+//!     stable: Revision::new("v1", "aa"),
+//!     canary: Some(Canary { revision: Revision::new("v2", "bb"), share: Ppm::ALL }),
+//!     rollout_uid: "r-1".into(),
+//!     generation: 1,
+//!     sticky: Sticky::default(),
+//!     pinnable: vec![],
+//!     revoked: vec![],
+//! };
+//! let metadata = |name: &str| (name == "x-user-id").then_some("ada");
+//! let assignment = assign(&route, &Attributes { pin: None, metadata: &metadata }, 0)?;
+//! assert_eq!((assignment.revision.name.as_str(), assignment.reason), ("v2", Reason::Bucket));
+//! # Ok::<(), penstock_plan::AssignError>(())
+//! ```
+
+mod assign;
+pub mod planner;
+mod ppm;
+mod rollout;
+mod route;
+mod snapshot;
+mod topology;
+
+pub use assign::{AssignError, Assignment, Attributes, Reason, assign, bucket};
+pub use ppm::{Ppm, PpmError};
+pub use rollout::{Change, CreateRollout, Phase, Rollout, RolloutError};
+pub use route::{Canary, OnMissing, Published, Revision, Route, Sticky, StickyKey, StickyKeyError, build_routes};
+pub use snapshot::{Snapshot, SnapshotError};
+pub use topology::{Endpoint, EndpointSet, PublishedRevision, ServedRevision, WorkerRecord};
