@@ -1,0 +1,29 @@
+//! One module a noun.
+
+pub(crate) mod gateway;
+pub(crate) mod generate;
+pub(crate) mod model;
+pub(crate) mod rollout;
+pub(crate) mod route;
+pub(crate) mod worker;
+
+use crate::config::RequestAttributes;
+use penstock_proto::metadata;
+
+impl RequestAttributes {
+    /// The request metadata that these stand for.
+    fn metadata(&self) -> impl Iterator<Item = (&str, &str)> {
+        let named = [
+            (metadata::USER_ID, &self.user),
+            (metadata::MODEL_VERSION, &self.model_version),
+        ];
+        named
+            .into_iter()
+            .filter_map(|(name, value)| Some((name, value.as_deref()?)))
+            .chain(
+                self.headers
+                    .iter()
+                    .map(|(name, value)| (name.as_str(), value.as_str())),
+            )
+    }
+}
