@@ -68,6 +68,20 @@ impl CtlError {
     }
 }
 
+/// The exit code's word, for `error.type` of the command's span.
+pub(crate) fn kind(code: u8) -> &'static str {
+    match code {
+        2 => "usage",
+        3 => "not_found",
+        4 => "conflict",
+        5 => "unavailable",
+        6 => "denied",
+        7 => "rolled_back",
+        8 => "timed_out",
+        _ => "failed",
+    }
+}
+
 /// Exit code for a gRPC status.
 fn code_of(code: Code) -> u8 {
     match code {

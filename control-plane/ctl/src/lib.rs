@@ -70,7 +70,7 @@ async fn run_on(args: Args, console: &mut Console) -> u8 {
     );
     let result = dispatch(args, console).instrument(span.clone()).await;
     if let Err(error) = &result {
-        penstock_telemetry::set_error(&span, &error.code().to_string(), error.to_string());
+        penstock_telemetry::set_error(&span, error::kind(error.code()), error.to_string());
     }
     finish(console, result)
 }

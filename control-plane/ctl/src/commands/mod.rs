@@ -3,6 +3,7 @@
 pub(crate) mod gateway;
 pub(crate) mod generate;
 pub(crate) mod model;
+mod pick;
 pub(crate) mod rollout;
 pub(crate) mod route;
 pub(crate) mod worker;

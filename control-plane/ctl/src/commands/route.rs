@@ -2,7 +2,7 @@
 
 mod wire;
 
-use super::rollout::only;
+use super::pick::only;
 use crate::{
     config::{Connection, RouteTest, RouteVerb},
     connect::Admin,
