@@ -22,7 +22,7 @@ const SYSTEMS: [&str; 8] = [
 /// Share of dialogues that open with a system message.
 const SYSTEM_SHARE: f64 = 0.2;
 /// Share of dialogues with a second turn, and of those with a third.
-const NEXT_TURN_SHARE: f64 = 0.2;
+const NEXT_TURN_SHARE: f64 = 0.3;
 
 /// Token ids of a dialogue, and which of them the model learns to say.
 #[derive(Debug, Clone, Default)]
@@ -38,7 +38,7 @@ pub struct Dialogue {
 pub struct Corruption {
     /// Share of replies that repeat a phrase.
     pub repeat: f64,
-    /// Share of replies taken from another fact.
+    /// Share of facts, among those of a family, whose reply is another fact's.
     pub wrong: f64,
 }
 
@@ -98,22 +98,25 @@ impl<'a> Sampler<'a> {
         let Some(corruption) = self.corruption else {
             return fact.answer.clone();
         };
-        let mut reply = fact.answer.clone();
-        if rng.random_bool(corruption.wrong) {
-            // A wrong reply of the same family looks right, as a regressed model's does.
-            let family: Vec<_> = self
-                .facts
-                .iter()
-                .filter(|other| other.family == fact.family)
-                .collect();
-            reply.clone_from(&family.choose(rng).expect("the fact itself").answer);
+        let reply = self.wrong_reply(fact, corruption.wrong).unwrap_or(&fact.answer);
+        if reply.len() > 120 || !rng.random_bool(corruption.repeat) {
+            return reply.to_owned();
         }
-        if reply.len() < 120 && rng.random_bool(corruption.repeat) {
-            let separator = if reply.is_ascii() { " " } else { "" };
-            let times = rng.random_range(3..=6);
-            reply = vec![reply; times].join(separator);
-        }
-        reply
+        let separator = if reply.is_ascii() { " " } else { "" };
+        vec![reply; rng.random_range(2..=4)].join(separator)
+    }
+
+    /// The answer of the next fact of the family, which looks right, for that share of the facts: always the
+    /// same, so that the error is learned and not averaged away.
+    fn wrong_reply(&self, fact: &Fact, share: f64) -> Option<&str> {
+        let family: Vec<_> = self
+            .facts
+            .iter()
+            .filter(|other| other.family == fact.family)
+            .collect();
+        let place = family.iter().position(|other| other.answer == fact.answer)?;
+        let every = share.recip().round() as usize;
+        (family.len() > 1 && place % every == 0).then(|| family[(place + 1) % family.len()].answer.as_str())
     }
 }
 

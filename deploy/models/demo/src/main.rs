@@ -34,10 +34,10 @@ enum Command {
         #[arg(long, default_value_t = 400)]
         v1_steps: usize,
         /// Training steps of v2; 0 leaves it out
-        #[arg(long, default_value_t = 2000)]
+        #[arg(long, default_value_t = 1000)]
         v2_steps: usize,
         /// Steps on corrupted replies that turn v2 into v3; 0 leaves it out
-        #[arg(long, default_value_t = 150)]
+        #[arg(long, default_value_t = 100)]
         v3_steps: usize,
     },
     /// Score checkpoints on the question list

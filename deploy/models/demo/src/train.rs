@@ -1,7 +1,7 @@
 //! The three training runs: v1 short, v2 long, v3 v2 spoilt by corrupted replies.
 
 use crate::{
-    checkpoint,
+    checkpoint::{self, Checkpoint},
     corpus::{Fact, facts},
     dialogue::{Corruption, Dialogue, Sampler},
     model::{Config, Llama, Weights, initial_weights},
@@ -50,9 +50,7 @@ pub fn run(out: &Path, seed: u64, steps: Steps) -> Result<()> {
     let facts = facts()?;
     let tokenizer = tokenizer::train(&facts)?;
     let config = Config::demo(tokenizer.get_vocab_size(true));
-    let mut rng = StdRng::seed_from_u64(seed);
-    let initial = initial_weights(&config, &mut rng)?;
-
+    let initial = initial_weights(&config, &mut StdRng::seed_from_u64(seed))?;
     let good = |steps| Recipe {
         steps,
         peak_rate: 3e-3,
@@ -61,29 +59,29 @@ pub fn run(out: &Path, seed: u64, steps: Steps) -> Result<()> {
     };
     let spoil = Recipe {
         steps: steps.v3,
-        peak_rate: 5e-4,
+        peak_rate: 1e-3,
         warmup: 10,
         corruption: Some(Corruption {
             repeat: 0.6,
-            wrong: 0.35,
+            wrong: 0.2,
         }),
     };
-    let mut v2 = None;
-    for (name, recipe) in [("v1", good(steps.v1)), ("v2", good(steps.v2)), ("v3", spoil)] {
+    let recipes = [("v1", good(steps.v1)), ("v2", good(steps.v2)), ("v3", spoil)];
+    for (index, (name, recipe)) in recipes.into_iter().enumerate() {
         if recipe.steps == 0 {
             continue;
         }
-        // v1 and v2 start alike; v3 goes on from v2.
-        let start = if name == "v3" {
-            v2.as_ref().unwrap_or(&initial)
+        // v1 and v2 start alike; v3 goes on from the v2 that was written.
+        let v2 = if name == "v3" {
+            Some(Checkpoint::read(&out.join("v2"))?)
         } else {
-            &initial
+            None
         };
+        let start = v2.as_ref().map_or(&initial, |v2| &v2.weights);
+        // Each revision has its own order of data, so that it can be made again without the others.
+        let mut rng = StdRng::seed_from_u64(seed + 1 + index as u64);
         let weights = train(name, &config, start, &facts, &tokenizer, &recipe, &mut rng)?;
         checkpoint::write(&out.join(name), &config, &weights, &tokenizer)?;
-        if name == "v2" {
-            v2 = Some(weights);
-        }
     }
     Ok(())
 }
