@@ -1,1 +1,25 @@
-//! penstock-model
+//! Checkpoints in the Hugging Face layout, and the decoder families that run them over a paged KV pool.
+//!
+//! [`Model::load`] reads `config.json` and the safetensors files of one revision; [`Model::forward`] runs a ragged
+//! [`Batch`] of prefill chunks and decodes. Tensors and devices are candle's; what computes is a set of in-place
+//! candle operations over `penstock-kernels`, one per step of the decoder, so that another device adds its own
+//! implementation to the same operations.
+//!
+//! ```text
+//! dir ─▶ ModelConfig ─▶ Checkpoint (mapped) ─▶ Decoder (packed) ─▶ Model::forward(Batch) ─▶ logits
+//!                                                   KvCache ◀────────────┘
+//! ```
+//!
+//! It refuses to know scheduling (who gets which page), sampling and text. A broken checkpoint is an error that
+//! names the file, the tensor or the field, never a panic.
+
+mod batch;
+mod config;
+mod error;
+mod model;
+
+pub use batch::{Batch, BatchSequence};
+pub use candle_core::Device;
+pub use config::{Architecture, ModelConfig, RopeScaling};
+pub use error::{LoadError, ModelError};
+pub use model::{CacheLayout, Dtype, LoadOptions, LoadProgress, Model, manifest_digest};

@@ -1,0 +1,327 @@
+//! `config.json`: what the decoder looks like.
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use crate::{Dtype, LoadError};
+
+mod fields;
+use fields::Fields;
+
+/// The decoder families. They are one decoder with switches: see [`ModelConfig`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Architecture {
+    /// `LlamaForCausalLM`.
+    Llama,
+    /// `Qwen2ForCausalLM`: Llama with biases on q, k and v.
+    Qwen2,
+    /// `Qwen3ForCausalLM`: Llama with an RMSNorm over each head of q and k.
+    Qwen3,
+}
+
+/// How rotary frequencies are stretched for longer contexts.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum RopeScaling {
+    /// Every frequency divided by `factor`.
+    Linear {
+        /// At least 1.
+        factor: f32,
+    },
+    /// Llama 3: low frequencies divided by `factor`, high ones kept, those between interpolated.
+    Llama3 {
+        /// At least 1.
+        factor: f32,
+        /// Wavelengths above `original_context / low_freq_factor` are stretched in full.
+        low_freq_factor: f32,
+        /// Wavelengths below `original_context / high_freq_factor` are kept.
+        high_freq_factor: f32,
+        /// Context that the model was first trained with.
+        original_context: usize,
+    },
+}
+
+/// What a checkpoint's `config.json` (and `generation_config.json`, for the end ids) says, validated.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelConfig {
+    /// Decoder family.
+    pub architecture: Architecture,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Decoder layers.
+    pub num_layers: usize,
+    /// Query heads.
+    pub num_heads: usize,
+    /// Key and value heads; divides `num_heads`.
+    pub num_kv_heads: usize,
+    /// Width of a head, even.
+    pub head_dim: usize,
+    /// Width of the MLP.
+    pub intermediate_size: usize,
+    /// Number of token ids.
+    pub vocab_size: usize,
+    /// Longest sequence.
+    pub max_position_embeddings: usize,
+    /// Added to the mean square in RMSNorm.
+    pub rms_norm_eps: f32,
+    /// Base of the rotary frequencies.
+    pub rope_theta: f32,
+    /// Stretching of the rotary frequencies.
+    pub rope_scaling: Option<RopeScaling>,
+    /// Whether the output projection is the embedding.
+    pub tie_word_embeddings: bool,
+    /// Whether q, k and v have a bias.
+    pub qkv_bias: bool,
+    /// Whether the attention's output projection has a bias.
+    pub output_bias: bool,
+    /// Whether the MLP's projections have biases.
+    pub mlp_bias: bool,
+    /// Whether each head of q and k is normalised.
+    pub qk_norm: bool,
+    /// Ids that end a reply, each once.
+    pub eos_token_ids: Vec<u32>,
+    /// What the checkpoint says it should be computed in; `None` where it does not say.
+    pub checkpoint_dtype: Option<Dtype>,
+}
+
+/// Largest width, head count or layer count that is believed. Every limit here only keeps nonsense from being
+/// multiplied; the largest published models stay a factor of 4 below.
+const MAX_DIMENSION: usize = 1 << 20;
+/// Most layers that are believed.
+const MAX_LAYERS: usize = 4096;
+/// Largest vocabulary that is believed.
+const MAX_VOCABULARY: usize = 1 << 24;
+/// Longest context that is believed.
+const MAX_CONTEXT: usize = 1 << 28;
+
+// === impl Architecture ===
+
+impl Architecture {
+    const ALL: [(&'static str, Self); 3] = [
+        ("LlamaForCausalLM", Self::Llama),
+        ("Qwen2ForCausalLM", Self::Qwen2),
+        ("Qwen3ForCausalLM", Self::Qwen3),
+    ];
+
+    fn parse(fields: &Fields<'_>) -> Result<Self, LoadError> {
+        let Some(name) = fields
+            .raw("architectures")
+            .and_then(|names| names.get(0))
+            .and_then(Value::as_str)
+        else {
+            return Err(fields.error(
+                "architectures",
+                "must be a list with the name of one architecture",
+            ));
+        };
+        let known = Self::ALL.iter().find(|(known, _)| *known == name);
+        known
+            .map(|&(_, architecture)| architecture)
+            .ok_or_else(|| LoadError::Architecture {
+                path: fields.path().to_owned(),
+                architecture: name.to_owned(),
+                supported: Self::ALL.map(|(name, _)| name).join(", "),
+            })
+    }
+}
+
+// === impl ModelConfig ===
+
+impl ModelConfig {
+    /// Reads `config.json` in `dir`, and the end ids of `generation_config.json` where there is one.
+    ///
+    /// # Errors
+    /// A file is unreadable or no JSON, or a field is missing, out of range or asks for what is not supported.
+    pub fn load(dir: &Path) -> Result<Self, LoadError> {
+        let path = dir.join("config.json");
+        let document = fields::read_object(&path)?;
+        let mut config = Self::parse(&path, &document)?;
+        let path = dir.join("generation_config.json");
+        if path.exists() {
+            let document = fields::read_object(&path)?;
+            config.add_eos(&Fields::new(&path, "", &document))?;
+        }
+        Ok(config)
+    }
+
+    fn parse(path: &Path, document: &Map<String, Value>) -> Result<Self, LoadError> {
+        let fields = Fields::new(path, "", document);
+        let architecture = Architecture::parse(&fields)?;
+        check_supported(&fields)?;
+        let hidden_size = fields.size("hidden_size", MAX_DIMENSION)?;
+        let num_heads = fields.size("num_attention_heads", MAX_DIMENSION)?;
+        let num_kv_heads = fields
+            .optional_size("num_key_value_heads", MAX_DIMENSION)?
+            .unwrap_or(num_heads);
+        if num_heads % num_kv_heads != 0 {
+            let problem = format!("is {num_kv_heads}, which does not divide the {num_heads} attention heads");
+            return Err(fields.error("num_key_value_heads", problem));
+        }
+        let (rope_theta, rope_scaling) = rope(&fields)?;
+        let attention_bias = fields.flag("attention_bias")?.unwrap_or(false);
+        let mut config = Self {
+            architecture,
+            hidden_size,
+            num_layers: fields.size("num_hidden_layers", MAX_LAYERS)?,
+            num_heads,
+            num_kv_heads,
+            head_dim: head_dim(&fields, hidden_size, num_heads)?,
+            intermediate_size: fields.size("intermediate_size", MAX_DIMENSION)?,
+            vocab_size: fields.size("vocab_size", MAX_VOCABULARY)?,
+            max_position_embeddings: fields.size("max_position_embeddings", MAX_CONTEXT)?,
+            rms_norm_eps: fields.positive("rms_norm_eps")?.unwrap_or(1e-6),
+            rope_theta,
+            rope_scaling,
+            tie_word_embeddings: fields.flag("tie_word_embeddings")?.unwrap_or(false),
+            qkv_bias: attention_bias || architecture == Architecture::Qwen2,
+            output_bias: attention_bias && architecture != Architecture::Qwen2,
+            mlp_bias: fields.flag("mlp_bias")?.unwrap_or(false) && architecture == Architecture::Llama,
+            qk_norm: architecture == Architecture::Qwen3,
+            eos_token_ids: Vec::new(),
+            checkpoint_dtype: checkpoint_dtype(&fields)?,
+        };
+        config.add_eos(&fields)?;
+        Ok(config)
+    }
+
+    /// What the model computes in where the caller does not say.
+    pub fn default_dtype(&self) -> Dtype {
+        self.checkpoint_dtype.unwrap_or(Dtype::F32)
+    }
+
+    /// Query heads that share one key and value head.
+    pub fn group_size(&self) -> usize {
+        self.num_heads / self.num_kv_heads
+    }
+
+    fn add_eos(&mut self, fields: &Fields<'_>) -> Result<(), LoadError> {
+        let field = "eos_token_id";
+        let listed = match fields.raw(field) {
+            None => return Ok(()),
+            Some(Value::Array(ids)) => ids.as_slice(),
+            Some(id) => std::slice::from_ref(id),
+        };
+        for id in listed {
+            let known = id.as_u64().and_then(|id| u32::try_from(id).ok());
+            let Some(id) = known.filter(|&id| (id as usize) < self.vocab_size) else {
+                let problem = format!(
+                    "has {id}, which is no id below the vocabulary size {}",
+                    self.vocab_size
+                );
+                return Err(fields.error(field, problem));
+            };
+            if !self.eos_token_ids.contains(&id) {
+                self.eos_token_ids.push(id);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Refuses what would silently be computed wrongly.
+fn check_supported(fields: &Fields<'_>) -> Result<(), LoadError> {
+    if let Some(activation) = fields.raw("hidden_act")
+        && activation.as_str() != Some("silu")
+    {
+        return Err(fields.error(
+            "hidden_act",
+            format!("is {activation}; only \"silu\" is supported"),
+        ));
+    }
+    if fields.flag("use_sliding_window")? == Some(true) {
+        return Err(fields.error("use_sliding_window", "is true; sliding windows are not supported"));
+    }
+    if fields.raw("quantization_config").is_some() {
+        return Err(fields.error(
+            "quantization_config",
+            "is set; quantized checkpoints are not supported",
+        ));
+    }
+    Ok(())
+}
+
+fn head_dim(fields: &Fields<'_>, hidden_size: usize, num_heads: usize) -> Result<usize, LoadError> {
+    let head_dim = match fields.optional_size("head_dim", MAX_DIMENSION)? {
+        Some(head_dim) => head_dim,
+        None if hidden_size % num_heads == 0 => hidden_size / num_heads,
+        None => {
+            let problem = format!("is {num_heads}, which does not divide the hidden size {hidden_size}");
+            return Err(fields.error("num_attention_heads", problem));
+        }
+    };
+    if head_dim % 2 != 0 {
+        return Err(fields.error(
+            "head_dim",
+            format!("is {head_dim}; rotary embeddings need it even"),
+        ));
+    }
+    Ok(head_dim)
+}
+
+fn checkpoint_dtype(fields: &Fields<'_>) -> Result<Option<Dtype>, LoadError> {
+    // transformers 5 writes `dtype` where it wrote `torch_dtype` before.
+    for field in ["torch_dtype", "dtype"] {
+        return Ok(match fields.raw(field).map(Value::as_str) {
+            None => continue,
+            Some(Some("bfloat16")) => Some(Dtype::Bf16),
+            Some(Some("float32" | "float16")) => Some(Dtype::F32),
+            Some(_) => return Err(fields.error(field, "must be \"bfloat16\", \"float16\" or \"float32\"")),
+        });
+    }
+    Ok(None)
+}
+
+/// Base and scaling, from `rope_theta` and `rope_scaling`, or from `rope_parameters` as transformers 5 writes them.
+fn rope(fields: &Fields<'_>) -> Result<(f32, Option<RopeScaling>), LoadError> {
+    const DEFAULT_THETA: f32 = 10_000.0;
+    let theta = fields.positive("rope_theta")?;
+    for name in ["rope_parameters", "rope_scaling"] {
+        if let Some(nested) = fields.object(name)? {
+            let theta = nested.positive("rope_theta")?.or(theta).unwrap_or(DEFAULT_THETA);
+            return Ok((theta, rope_scaling(&nested)?));
+        }
+    }
+    Ok((theta.unwrap_or(DEFAULT_THETA), None))
+}
+
+fn rope_scaling(fields: &Fields<'_>) -> Result<Option<RopeScaling>, LoadError> {
+    let kind = fields
+        .raw("rope_type")
+        .or_else(|| fields.raw("type"))
+        .map(Value::as_str);
+    let factor = || -> Result<f32, LoadError> {
+        let factor = fields.required_positive("factor")?;
+        if factor < 1.0 {
+            Err(fields.error("factor", format!("is {factor}; it must be at least 1")))
+        } else {
+            Ok(factor)
+        }
+    };
+    match kind {
+        None | Some(Some("default")) => Ok(None),
+        Some(Some("linear")) => Ok(Some(RopeScaling::Linear { factor: factor()? })),
+        Some(Some("llama3")) => {
+            let low_freq_factor = fields.required_positive("low_freq_factor")?;
+            let high_freq_factor = fields.required_positive("high_freq_factor")?;
+            if high_freq_factor <= low_freq_factor {
+                let problem =
+                    format!("is {high_freq_factor}; it must exceed low_freq_factor ({low_freq_factor})");
+                return Err(fields.error("high_freq_factor", problem));
+            }
+            let original_context = fields.size("original_max_position_embeddings", MAX_CONTEXT)?;
+            Ok(Some(RopeScaling::Llama3 {
+                factor: factor()?,
+                low_freq_factor,
+                high_freq_factor,
+                original_context,
+            }))
+        }
+        Some(kind) => {
+            let kind = kind.unwrap_or("not a string");
+            Err(fields.error(
+                "rope_type",
+                format!("is {kind}; supported are default, linear and llama3"),
+            ))
+        }
+    }
+}
