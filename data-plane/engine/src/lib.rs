@@ -8,8 +8,23 @@
 
 use std::time::{Duration, Instant};
 
+//mod candle;
+mod engine;
+mod fake;
+mod runner;
+mod sampler;
 mod sampling;
+mod scheduler;
+mod stream;
+
+//pub use candle::CandleRunner;
+pub use engine::{Engine, EngineConfig, EngineError, EngineStats};
+pub use fake::{FakeConfig, FakeRunner};
+pub use penstock_model::Batch;
+pub use runner::{Runner, RunnerError, RunnerInfo, SampleRequest, SampledToken, TokenHistory};
+pub use sampler::Sampler;
 pub use sampling::{SamplingParams, SamplingParamsError};
+pub use stream::TokenStream;
 
 /// One request as the engine sees it. Built by the worker, moved whole.
 #[derive(Debug, Clone)]

@@ -32,3 +32,154 @@ pub struct SamplingParamsError {
     /// What it was.
     pub value: String,
 }
+
+// === impl SamplingParams ===
+
+impl Default for SamplingParams {
+    fn default() -> Self {
+        Self {
+            temperature: 1.0,
+            top_p: 1.0,
+            top_k: 0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            seed: 0,
+        }
+    }
+}
+
+impl SamplingParams {
+    /// Checks every range.
+    ///
+    /// # Errors
+    /// The first parameter out of its range.
+    pub fn validate(&self) -> Result<(), SamplingParamsError> {
+        let check = |holds: bool, field, range, value: f32| match holds {
+            true => Ok(()),
+            false => Err(SamplingParamsError {
+                field,
+                range,
+                value: value.to_string(),
+            }),
+        };
+        let Self {
+            temperature,
+            top_p,
+            min_p,
+            repetition_penalty,
+            presence_penalty,
+            frequency_penalty,
+            ..
+        } = *self;
+        check(
+            (0.0..=100.0).contains(&temperature),
+            "temperature",
+            "from 0 to 100",
+            temperature,
+        )?;
+        check(
+            top_p > 0.0 && top_p <= 1.0,
+            "top_p",
+            "above 0 and at most 1",
+            top_p,
+        )?;
+        check((0.0..=1.0).contains(&min_p), "min_p", "from 0 to 1", min_p)?;
+        check(
+            repetition_penalty > 0.0 && repetition_penalty <= 10.0,
+            "repetition_penalty",
+            "above 0 and at most 10",
+            repetition_penalty,
+        )?;
+        check(
+            (-2.0..=2.0).contains(&presence_penalty),
+            "presence_penalty",
+            "from -2 to 2",
+            presence_penalty,
+        )?;
+        check(
+            (-2.0..=2.0).contains(&frequency_penalty),
+            "frequency_penalty",
+            "from -2 to 2",
+            frequency_penalty,
+        )
+    }
+
+    /// Whether logits depend on the tokens seen before.
+    pub fn has_penalties(&self) -> bool {
+        self.repetition_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_out_of_range_is_named_with_its_value() {
+        let ok = SamplingParams::default();
+        assert_eq!(ok.validate(), Ok(()));
+        for (bad, field, value) in [
+            (
+                SamplingParams {
+                    temperature: -1.0,
+                    ..ok.clone()
+                },
+                "temperature",
+                "-1",
+            ),
+            (
+                SamplingParams {
+                    temperature: f32::NAN,
+                    ..ok.clone()
+                },
+                "temperature",
+                "NaN",
+            ),
+            (
+                SamplingParams {
+                    top_p: 0.0,
+                    ..ok.clone()
+                },
+                "top_p",
+                "0",
+            ),
+            (
+                SamplingParams {
+                    min_p: 1.5,
+                    ..ok.clone()
+                },
+                "min_p",
+                "1.5",
+            ),
+            (
+                SamplingParams {
+                    repetition_penalty: 0.0,
+                    ..ok.clone()
+                },
+                "repetition_penalty",
+                "0",
+            ),
+            (
+                SamplingParams {
+                    presence_penalty: 3.0,
+                    ..ok.clone()
+                },
+                "presence_penalty",
+                "3",
+            ),
+            (
+                SamplingParams {
+                    frequency_penalty: f32::INFINITY,
+                    ..ok.clone()
+                },
+                "frequency_penalty",
+                "inf",
+            ),
+        ] {
+            let error = bad.validate().unwrap_err();
+            assert_eq!((error.field, error.value.as_str()), (field, value));
+        }
+    }
+}

@@ -98,12 +98,18 @@ impl RadixCache {
         let (node, matched) = self.walk(root, key, &mut pages);
         self.lookup_tokens += tokens.len() as u64;
         self.hit_tokens += matched as u64;
-        PrefixMatch { pages, tokens: matched, guard: self.lock(node) }
+        PrefixMatch {
+            pages,
+            tokens: matched,
+            guard: self.lock(node),
+        }
     }
 
     /// How many tokens [`Self::match_prefix`] would find; nothing is changed.
     pub fn peek_prefix(&self, namespace: u64, tokens: &[u32]) -> usize {
-        let Some(&root) = self.roots.get(&namespace) else { return 0 };
+        let Some(&root) = self.roots.get(&namespace) else {
+            return 0;
+        };
         let key = &tokens[..self.matchable(tokens.len())];
         let (mut at, mut matched) = (root, 0);
         while let Some(child) = self.child(at, &key[matched..]) {
@@ -126,7 +132,12 @@ impl RadixCache {
     /// # Panics
     /// Lengths that do not fit each other.
     pub fn insert(&mut self, guard: PrefixGuard, tokens: &[u32], pages: &mut [PageId]) -> PrefixGuard {
-        assert_eq!(tokens.len(), pages.len() * self.page_size, "one page per {} tokens", self.page_size);
+        assert_eq!(
+            tokens.len(),
+            pages.len() * self.page_size,
+            "one page per {} tokens",
+            self.page_size
+        );
         let root = self.root_of(guard.node);
         let mut present = Vec::with_capacity(pages.len());
         let (node, matched) = self.walk(root, tokens, &mut present);
@@ -185,11 +196,17 @@ impl RadixCache {
     pub fn evict(&mut self, count: usize) -> usize {
         let mut evicted = 0;
         while evicted < count {
-            let Some((_, leaf)) = self.evictable_leaves.pop_first() else { break };
+            let Some((_, leaf)) = self.evictable_leaves.pop_first() else {
+                break;
+            };
             // Only as many pages as needed: the end of an edge goes first.
             let wanted = count - evicted;
             let len = self.nodes[leaf].pages.len();
-            evicted += if wanted < len { self.shorten(leaf, wanted) } else { self.remove_leaf(leaf) };
+            evicted += if wanted < len {
+                self.shorten(leaf, wanted)
+            } else {
+                self.remove_leaf(leaf)
+            };
         }
         evicted
     }
@@ -217,7 +234,10 @@ impl RadixCache {
 
     fn root(&mut self, namespace: u64) -> NodeId {
         let nodes = &mut self.nodes;
-        *self.roots.entry(namespace).or_insert_with(|| nodes.add(Node::root()))
+        *self
+            .roots
+            .entry(namespace)
+            .or_insert_with(|| nodes.add(Node::root()))
     }
 
     fn root_of(&self, mut node: NodeId) -> NodeId {
@@ -234,7 +254,11 @@ impl RadixCache {
         while let Some(child) = self.child(at, &key[matched..]) {
             let common = self.common(child, &key[matched..]);
             matched += common;
-            at = if common < self.nodes[child].tokens.len() { self.split(child, common) } else { child };
+            at = if common < self.nodes[child].tokens.len() {
+                self.split(child, common)
+            } else {
+                child
+            };
             self.touch(at);
             pages.extend_from_slice(&self.nodes[at].pages);
         }
@@ -243,13 +267,19 @@ impl RadixCache {
 
     /// The child whose edge starts with the first page of `key`.
     fn child(&self, parent: NodeId, key: &[u32]) -> Option<NodeId> {
-        self.nodes[parent].children.get(key.get(..self.page_size)?).copied()
+        self.nodes[parent]
+            .children
+            .get(key.get(..self.page_size)?)
+            .copied()
     }
 
     /// Tokens that a node's edge has in common with `key`, in whole pages.
     fn common(&self, node: NodeId, key: &[u32]) -> usize {
         let edge = &self.nodes[node].tokens;
-        let same = edge.chunks_exact(self.page_size).zip(key.chunks_exact(self.page_size)).take_while(|(a, b)| a == b);
+        let same = edge
+            .chunks_exact(self.page_size)
+            .zip(key.chunks_exact(self.page_size))
+            .take_while(|(a, b)| a == b);
         same.count() * self.page_size
     }
 
@@ -289,8 +319,11 @@ impl RadixCache {
         self.cached_pages += pages.len();
         let leaf = self.nodes.add(leaf);
         // The parent is a leaf no longer.
-        self.evictable_leaves.remove(&(self.nodes[parent].last_use, parent));
-        self.nodes[parent].children.insert(tokens[..self.page_size].into(), leaf);
+        self.evictable_leaves
+            .remove(&(self.nodes[parent].last_use, parent));
+        self.nodes[parent]
+            .children
+            .insert(tokens[..self.page_size].into(), leaf);
         self.update_evictable(leaf);
         leaf
     }

@@ -20,12 +20,17 @@ impl PagePool {
     pub fn new(total: usize) -> Self {
         let count = u32::try_from(total).expect("a pool has fewer than 2^32 pages");
         // The last one is handed out first: low numbers come first.
-        Self { free: (0..count).rev().collect(), total }
+        Self {
+            free: (0..count).rev().collect(),
+            total,
+        }
     }
 
     /// Takes `count` pages and adds them to `pages`; all or none.
     pub fn take(&mut self, count: usize, pages: &mut Vec<PageId>) -> bool {
-        let Some(left) = self.free.len().checked_sub(count) else { return false };
+        let Some(left) = self.free.len().checked_sub(count) else {
+            return false;
+        };
         pages.extend(self.free.drain(left..).rev());
         true
     }

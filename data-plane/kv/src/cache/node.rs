@@ -41,7 +41,14 @@ pub(super) struct Nodes {
 
 impl Node {
     pub(super) fn root() -> Self {
-        Self { parent: None, tokens: Vec::new(), pages: Vec::new(), children: HashMap::new(), locks: 0, last_use: 0 }
+        Self {
+            parent: None,
+            tokens: Vec::new(),
+            pages: Vec::new(),
+            children: HashMap::new(),
+            locks: 0,
+            last_use: 0,
+        }
     }
 }
 
@@ -60,12 +67,17 @@ impl Nodes {
 
     pub(super) fn remove(&mut self, id: NodeId) -> Node {
         self.vacant.push(id);
-        self.slots[id.0 as usize].take().expect("ids in the tree are of live nodes")
+        self.slots[id.0 as usize]
+            .take()
+            .expect("ids in the tree are of live nodes")
     }
 
     fn iter(&self) -> impl Iterator<Item = (NodeId, &Node)> {
         let id = |index: usize| NodeId(u32::try_from(index).expect("an index came from an id"));
-        self.slots.iter().enumerate().filter_map(move |(index, slot)| slot.as_ref().map(|node| (id(index), node)))
+        self.slots
+            .iter()
+            .enumerate()
+            .filter_map(move |(index, slot)| slot.as_ref().map(|node| (id(index), node)))
     }
 }
 
@@ -73,13 +85,17 @@ impl Index<NodeId> for Nodes {
     type Output = Node;
 
     fn index(&self, id: NodeId) -> &Node {
-        self.slots[id.0 as usize].as_ref().expect("ids in the tree are of live nodes")
+        self.slots[id.0 as usize]
+            .as_ref()
+            .expect("ids in the tree are of live nodes")
     }
 }
 
 impl IndexMut<NodeId> for Nodes {
     fn index_mut(&mut self, id: NodeId) -> &mut Node {
-        self.slots[id.0 as usize].as_mut().expect("ids in the tree are of live nodes")
+        self.slots[id.0 as usize]
+            .as_mut()
+            .expect("ids in the tree are of live nodes")
     }
 }
 
@@ -92,7 +108,11 @@ pub(super) fn check(cache: &RadixCache) -> Result<(), String> {
     }
     for (id, node) in cache.nodes.iter() {
         if node.tokens.len() != node.pages.len() * cache.page_size {
-            return Err(format!("{id:?} has {} tokens in {} pages", node.tokens.len(), node.pages.len()));
+            return Err(format!(
+                "{id:?} has {} tokens in {} pages",
+                node.tokens.len(),
+                node.pages.len()
+            ));
         }
         if node.parent.is_some() && node.tokens.is_empty() {
             return Err(format!("{id:?} has an empty edge"));
@@ -102,7 +122,11 @@ pub(super) fn check(cache: &RadixCache) -> Result<(), String> {
         }
         cached += node.pages.len();
         protected += if node.locks > 0 { node.pages.len() } else { 0 };
-        let below: u32 = node.children.values().map(|child| cache.nodes[*child].locks).sum();
+        let below: u32 = node
+            .children
+            .values()
+            .map(|child| cache.nodes[*child].locks)
+            .sum();
         if node.locks < below {
             return Err(format!("{id:?} has {} locks, its children {below}", node.locks));
         }

@@ -11,7 +11,10 @@ fn put(cache: &mut RadixCache, namespace: u64, tokens: &[u32]) {
     let found = cache.match_prefix(namespace, tokens);
     let mut pages = found.pages.clone();
     let missing = whole / cache.page_size() - pages.len();
-    assert!(cache.allocate_into(missing, &mut pages), "the test's pool is large enough");
+    assert!(
+        cache.allocate_into(missing, &mut pages),
+        "the test's pool is large enough"
+    );
     let guard = cache.insert(found.guard, &tokens[..whole], &mut pages);
     invariants::check(cache).unwrap();
     cache.release(guard);

@@ -1,0 +1,395 @@
+//! The handle on an engine, and its thread.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+        mpsc,
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use penstock_model::Batch;
+
+use crate::{
+    Sequence, SubmitError, TokenStream,
+    runner::{Runner, RunnerError, RunnerInfo, SampledToken},
+    scheduler::{Running, Scheduler},
+    stream,
+};
+
+/// How long the thread rests when every sequence waits for its consumer, or there is none.
+const REST: Duration = Duration::from_millis(2);
+const IDLE: Duration = Duration::from_millis(50);
+
+/// Limits of an engine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EngineConfig {
+    /// Name of its thread.
+    pub name: String,
+    /// Tokens per KV page; as the runner's cache has them.
+    pub page_size: usize,
+    /// KV pages; as the runner's cache has them.
+    pub num_pages: usize,
+    /// Sequences that run at once.
+    pub max_running: usize,
+    /// Sequences that wait at most.
+    pub max_waiting: usize,
+    /// Tokens of one step at most.
+    pub max_batch_tokens: usize,
+    /// A step that takes longer counts as a stall.
+    pub stall_after: Duration,
+}
+
+/// Why an engine cannot start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EngineError {
+    /// A limit that leaves nothing to do.
+    #[error("{0} must be at least 1")]
+    Zero(&'static str),
+    /// The thread cannot be started.
+    #[error("cannot start the engine's thread")]
+    Thread(#[source] std::io::Error),
+}
+
+/// What an engine has done and holds.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct EngineStats {
+    /// Sequences running.
+    pub running: usize,
+    /// Sequences waiting.
+    pub waiting: usize,
+    /// KV pages.
+    pub total_pages: usize,
+    /// KV pages that hold nothing.
+    pub free_pages: usize,
+    /// KV pages that hold a prefix nobody uses now.
+    pub cached_pages: usize,
+    /// Steps run.
+    pub steps: u64,
+    /// Tokens sampled.
+    pub tokens_generated: u64,
+    /// Prompt tokens looked up in the prefix cache.
+    pub prefix_lookup_tokens: u64,
+    /// Those of them found.
+    pub prefix_hit_tokens: u64,
+    /// Sequences put back because KV ran out.
+    pub retractions: u64,
+    /// When the last step ended.
+    pub last_step_at: Option<Instant>,
+    /// A step has been running for longer than `stall_after`.
+    pub progress_stalled: bool,
+}
+
+/// A running engine. Handles are cheap to clone; the thread ends with the last one.
+#[derive(Debug, Clone)]
+pub struct Engine {
+    shared: Arc<Shared>,
+    submissions: mpsc::SyncSender<Box<Running>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    config: EngineConfig,
+    vocab_size: usize,
+    context_length: usize,
+    info: RunnerInfo,
+    stopping: AtomicBool,
+    /// Submitted and not yet running.
+    waiting: AtomicUsize,
+    published: Mutex<Published>,
+}
+
+#[derive(Debug, Default)]
+struct Published {
+    stats: EngineStats,
+    step_started: Option<Instant>,
+    /// Smoothed time between two sequences leaving the queue.
+    pace: Duration,
+    last_admission: Option<Instant>,
+}
+
+// === impl EngineConfig ===
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        Self {
+            name: "engine".into(),
+            page_size: 16,
+            num_pages: 4096,
+            max_running: 64,
+            max_waiting: 256,
+            max_batch_tokens: 512,
+            stall_after: Duration::from_secs(60),
+        }
+    }
+}
+
+// === impl Engine ===
+
+impl Engine {
+    /// Starts the engine's thread.
+    ///
+    /// # Errors
+    /// A limit of 0, or no thread.
+    pub fn start(config: EngineConfig, runner: Box<dyn Runner>) -> Result<Self, EngineError> {
+        for (name, value) in [
+            ("page_size", config.page_size),
+            ("num_pages", config.num_pages),
+            ("max_running", config.max_running),
+            ("max_waiting", config.max_waiting),
+            ("max_batch_tokens", config.max_batch_tokens),
+        ] {
+            if value == 0 {
+                return Err(EngineError::Zero(name));
+            }
+        }
+        let (submissions, queue) = mpsc::sync_channel(config.max_waiting);
+        let scheduler = Scheduler::new(&config);
+        let name = config.name.clone();
+        // A sequence must fit into the pool even when it runs alone.
+        let context_length = runner.context_length().min(config.num_pages * config.page_size);
+        let shared = Arc::new(Shared {
+            vocab_size: runner.vocab_size(),
+            context_length,
+            info: runner.describe(),
+            stopping: AtomicBool::new(false),
+            waiting: AtomicUsize::new(0),
+            published: Mutex::default(),
+            config,
+        });
+        let mut thread = EngineThread {
+            shared: shared.clone(),
+            queue,
+            scheduler,
+            runner,
+            batch: Batch::default(),
+            sampled: Vec::new(),
+        };
+        thread.publish();
+        thread::Builder::new()
+            .name(name)
+            .spawn(move || thread.run())
+            .map_err(EngineError::Thread)?;
+        Ok(Self { shared, submissions })
+    }
+
+    /// Queues a sequence. Never blocks.
+    ///
+    /// # Errors
+    /// The sequence cannot be run, or the queue is full.
+    pub fn submit(&self, sequence: Sequence) -> Result<TokenStream, SubmitError> {
+        self.check(&sequence)?;
+        let (sink, tokens) = stream::channel();
+        let running = Box::new(Running::new(sequence, sink, self.shared.context_length));
+        let waiting = self.shared.waiting.fetch_add(1, Ordering::AcqRel);
+        if waiting >= self.shared.config.max_waiting {
+            self.shared.waiting.fetch_sub(1, Ordering::AcqRel);
+            return Err(SubmitError::QueueFull {
+                waiting,
+                retry_after: self.retry_after(waiting),
+            });
+        }
+        match self.submissions.try_send(running) {
+            Ok(()) => Ok(tokens),
+            Err(error) => {
+                self.shared.waiting.fetch_sub(1, Ordering::AcqRel);
+                Err(match error {
+                    mpsc::TrySendError::Full(_) => SubmitError::QueueFull {
+                        waiting,
+                        retry_after: self.retry_after(waiting),
+                    },
+                    mpsc::TrySendError::Disconnected(_) => SubmitError::ShuttingDown,
+                })
+            }
+        }
+    }
+
+    /// What it has done and holds.
+    pub fn stats(&self) -> EngineStats {
+        let published = self.shared.published();
+        let stalled = published
+            .step_started
+            .is_some_and(|at| at.elapsed() > self.shared.config.stall_after);
+        EngineStats {
+            waiting: self.shared.waiting.load(Ordering::Acquire),
+            progress_stalled: stalled,
+            ..published.stats.clone()
+        }
+    }
+
+    /// Longest sequence, prompt and reply together, in tokens.
+    pub fn context_length(&self) -> usize {
+        self.shared.context_length
+    }
+
+    /// Size of the vocabulary.
+    pub fn vocab_size(&self) -> usize {
+        self.shared.vocab_size
+    }
+
+    /// What runs the model.
+    pub fn runner(&self) -> &RunnerInfo {
+        &self.shared.info
+    }
+
+    /// Ends the thread; what is left fails with [`SequenceError::ShuttingDown`](crate::SequenceError).
+    pub fn shutdown(&self) {
+        self.shared.stopping.store(true, Ordering::Release);
+    }
+
+    fn check(&self, sequence: &Sequence) -> Result<(), SubmitError> {
+        if self.shared.stopping.load(Ordering::Acquire) {
+            return Err(SubmitError::ShuttingDown);
+        }
+        sequence.sampling.validate()?;
+        let (prompt, context) = (sequence.prompt.len(), self.shared.context_length);
+        if prompt == 0 {
+            return Err(SubmitError::EmptyPrompt);
+        }
+        if prompt >= context {
+            return Err(SubmitError::PromptTooLong { prompt, context });
+        }
+        let vocab_size = self.shared.vocab_size;
+        match sequence.prompt.iter().position(|&id| id as usize >= vocab_size) {
+            Some(position) => Err(SubmitError::TokenOutOfRange {
+                id: sequence.prompt[position],
+                position,
+                vocab_size,
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// When a place in the queue is likely to be free: one admission from now, at the pace of the last ones.
+    fn retry_after(&self, waiting: usize) -> Duration {
+        let pace = self.shared.published().pace;
+        (pace * u32::try_from(waiting / 8 + 1).unwrap_or(u32::MAX))
+            .clamp(Duration::from_millis(50), Duration::from_secs(30))
+    }
+}
+
+// === impl Shared ===
+
+impl Shared {
+    fn published(&self) -> MutexGuard<'_, Published> {
+        self.published.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Everything that the engine's thread owns.
+struct EngineThread {
+    shared: Arc<Shared>,
+    queue: mpsc::Receiver<Box<Running>>,
+    scheduler: Scheduler,
+    runner: Box<dyn Runner>,
+    batch: Batch,
+    sampled: Vec<Result<SampledToken, RunnerError>>,
+}
+
+impl EngineThread {
+    fn run(mut self) {
+        while !self.shared.stopping.load(Ordering::Acquire) {
+            if !self.receive() {
+                break;
+            }
+            let now = Instant::now();
+            self.scheduler.sweep(now);
+            let admitted = self.scheduler.schedule(now, &mut self.batch);
+            self.note_admissions(admitted, now);
+            if self.batch.is_empty() {
+                self.publish();
+                if !self.scheduler.is_idle() {
+                    thread::sleep(REST);
+                }
+                continue;
+            }
+            self.step();
+            self.publish();
+        }
+        self.shared.stopping.store(true, Ordering::Release);
+        while let Ok(waiting) = self.queue.try_recv() {
+            self.scheduler.enqueue(waiting);
+        }
+        self.scheduler.fail_all();
+        self.publish();
+    }
+
+    /// Takes new sequences; waits for one where there is nothing else to do. False once every handle is gone.
+    fn receive(&mut self) -> bool {
+        if self.scheduler.is_idle() {
+            match self.queue.recv_timeout(IDLE) {
+                Ok(sequence) => self.scheduler.enqueue(sequence),
+                Err(mpsc::RecvTimeoutError::Timeout) => return true,
+                Err(mpsc::RecvTimeoutError::Disconnected) => return false,
+            }
+        }
+        loop {
+            match self.queue.try_recv() {
+                Ok(sequence) => self.scheduler.enqueue(sequence),
+                Err(mpsc::TryRecvError::Empty) => return true,
+                // Running sequences finish first.
+                Err(mpsc::TryRecvError::Disconnected) => return !self.scheduler.is_idle(),
+            }
+        }
+    }
+
+    fn step(&mut self) {
+        self.shared.published().step_started = Some(Instant::now());
+        self.sampled.clear();
+        let (runner, batch, sampled) = (&mut self.runner, &self.batch, &mut self.sampled);
+        let samples = self.scheduler.samples();
+        // A panic of the runner fails the sequences of this step; the engine goes on.
+        let result = catch_unwind(AssertUnwindSafe(|| runner.step(batch, &samples, sampled)));
+        let expected = samples.len();
+        drop(samples);
+        let now = Instant::now();
+        let outcome = match result {
+            Ok(Ok(())) if self.sampled.len() == expected => Ok(()),
+            Ok(Ok(())) => Err("the runner yielded another number of tokens than asked for".into()),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err("the runner panicked".into()),
+        };
+        match outcome {
+            Ok(()) => self.scheduler.advance(now, &mut self.sampled),
+            Err(reason) => self.scheduler.fail_step(&reason),
+        }
+        let mut published = self.shared.published();
+        published.step_started = None;
+        published.stats.last_step_at = Some(now);
+    }
+
+    fn note_admissions(&self, admitted: usize, now: Instant) {
+        if admitted == 0 {
+            return;
+        }
+        let mut published = self.shared.published();
+        if let Some(last) = published.last_admission.replace(now) {
+            let share = u32::try_from(admitted).unwrap_or(u32::MAX);
+            published.pace = published.pace * 7 / 8 + (now - last) / share / 8;
+        }
+    }
+
+    fn publish(&mut self) {
+        let departures = self.scheduler.take_departures();
+        match departures >= 0 {
+            true => self
+                .shared
+                .waiting
+                .fetch_sub(departures.unsigned_abs(), Ordering::AcqRel),
+            false => self
+                .shared
+                .waiting
+                .fetch_add(departures.unsigned_abs(), Ordering::AcqRel),
+        };
+        let mut published = self.shared.published();
+        let stats = &mut published.stats;
+        self.scheduler.fill(stats);
+    }
+}
+
+#[cfg(test)]
+mod tests;
