@@ -4,6 +4,7 @@
 
 penstock_packages=()
 command -v etcd >/dev/null || penstock_packages+=(etcd-server)
+command -v etcdctl >/dev/null || penstock_packages+=(etcd-client)
 command -v protoc >/dev/null || penstock_packages+=(protobuf-compiler)
 command -v cc >/dev/null || penstock_packages+=(build-essential)
 command -v curl >/dev/null || penstock_packages+=(curl)

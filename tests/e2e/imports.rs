@@ -12,12 +12,39 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("penstock-demo-model", &[]),
     ("penstock-proto", &["penstock-plan"]),
     ("penstock-model", &["penstock-kernels"]),
-    ("penstock-engine", &["penstock-model", "penstock-kernels", "penstock-kv"]),
+    (
+        "penstock-engine",
+        &["penstock-model", "penstock-kernels", "penstock-kv"],
+    ),
     ("penstock-store", &["penstock-plan"]),
     ("penstock-client", &["penstock-proto", "penstock-plan"]),
-    ("control-plane", &["penstock-proto", "penstock-plan", "penstock-store", "penstock-telemetry"]),
-    ("ctl", &["penstock-client", "penstock-plan", "penstock-proto", "penstock-telemetry"]),
-    ("gateway", &["penstock-proto", "penstock-plan", "penstock-client", "penstock-telemetry"]),
+    (
+        "control-plane",
+        &[
+            "penstock-proto",
+            "penstock-plan",
+            "penstock-store",
+            "penstock-telemetry",
+        ],
+    ),
+    (
+        "ctl",
+        &[
+            "penstock-client",
+            "penstock-plan",
+            "penstock-proto",
+            "penstock-telemetry",
+        ],
+    ),
+    (
+        "gateway",
+        &[
+            "penstock-proto",
+            "penstock-plan",
+            "penstock-client",
+            "penstock-telemetry",
+        ],
+    ),
     (
         "worker",
         &[
@@ -57,7 +84,10 @@ fn no_crate_imports_what_the_design_forbids() {
             panic!("{name} is not in the import graph: add it here and to README's architecture section");
         };
         for dependency in dependencies {
-            assert!(allowed.contains(&dependency.as_str()), "{name} must not import {dependency}");
+            assert!(
+                allowed.contains(&dependency.as_str()),
+                "{name} must not import {dependency}"
+            );
         }
     }
 }
@@ -67,7 +97,11 @@ fn only_the_kernels_may_be_unsafe() {
     for (name, manifest) in manifests() {
         let text = std::fs::read_to_string(&manifest).unwrap();
         let inherits = text.contains("[lints]\nworkspace = true");
-        assert_eq!(inherits, name != "penstock-kernels", "{name}: lints come from the workspace, save for the kernels");
+        assert_eq!(
+            inherits,
+            name != "penstock-kernels",
+            "{name}: lints come from the workspace, save for the kernels"
+        );
     }
 }
 
@@ -96,7 +130,12 @@ fn manifests() -> Vec<(String, String)> {
     let packages = metadata["packages"].as_array().unwrap();
     packages
         .iter()
-        .map(|p| (p["name"].as_str().unwrap().to_owned(), p["manifest_path"].as_str().unwrap().to_owned()))
+        .map(|p| {
+            (
+                p["name"].as_str().unwrap().to_owned(),
+                p["manifest_path"].as_str().unwrap().to_owned(),
+            )
+        })
         .collect()
 }
 
@@ -106,6 +145,10 @@ fn metadata() -> serde_json::Value {
         .current_dir(penstock_tests::repository())
         .output()
         .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     serde_json::from_slice(&output.stdout).unwrap()
 }

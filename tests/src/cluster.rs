@@ -54,12 +54,14 @@ impl Cluster {
         let environment = otlp.map(OtlpReceiver::environment).unwrap_or_default();
         let [port, ops] = free_ports()?;
         let mut command = Command::new(binary("control-plane")?);
-        command.envs(environment.clone()).args(["--listen", &local(port), "--ops-listen", &local(ops)]).args([
-            "--etcd",
-            &etcd.endpoint(),
-        ]);
+        command
+            .envs(environment.clone())
+            .args(["--listen", &local(port), "--ops-listen", &local(ops)])
+            .args(["--etcd", &etcd.endpoint()]);
         let mut control_plane = Process::start("control-plane", command, directory.path())?;
-        control_plane.ready(&format!("http://127.0.0.1:{port}/readyz"), PATIENCE).await?;
+        control_plane
+            .ready(&format!("http://127.0.0.1:{port}/readyz"), PATIENCE)
+            .await?;
         Ok(Self {
             gateways: Vec::new(),
             workers: Vec::new(),
@@ -82,7 +84,9 @@ impl Cluster {
             .args(arguments);
         let name = format!("worker-{}", self.workers.len());
         let mut process = Process::start(&name, command, self.directory.path())?;
-        process.ready(&format!("http://127.0.0.1:{port}/readyz"), PATIENCE).await?;
+        process
+            .ready(&format!("http://127.0.0.1:{port}/readyz"), PATIENCE)
+            .await?;
         self.workers.push(WorkerProcess { process, port, ops });
         Ok(())
     }
@@ -90,9 +94,17 @@ impl Cluster {
     /// Starts a gateway and waits until it can route.
     pub async fn add_gateway(&mut self) -> Result<()> {
         let [port, ops] = free_ports()?;
-        let state = self.directory.path().join(format!("gateway-{}", self.gateways.len()));
+        let state = self
+            .directory
+            .path()
+            .join(format!("gateway-{}", self.gateways.len()));
         let process = self.spawn_gateway(self.gateways.len(), port, ops, &state).await?;
-        self.gateways.push(GatewayProcess { process, port, ops, state });
+        self.gateways.push(GatewayProcess {
+            process,
+            port,
+            ops,
+            state,
+        });
         Ok(())
     }
 
@@ -105,7 +117,13 @@ impl Cluster {
         Ok(())
     }
 
-    async fn spawn_gateway(&self, index: usize, port: u16, ops: u16, state: &std::path::Path) -> Result<Process> {
+    async fn spawn_gateway(
+        &self,
+        index: usize,
+        port: u16,
+        ops: u16,
+        state: &std::path::Path,
+    ) -> Result<Process> {
         let mut command = Command::new(binary("gateway")?);
         command
             .envs(self.environment.clone())
@@ -114,7 +132,9 @@ impl Cluster {
             .arg("--state-dir")
             .arg(state);
         let mut process = Process::start(&format!("gateway-{index}"), command, self.directory.path())?;
-        process.ready(&format!("http://127.0.0.1:{port}/readyz"), PATIENCE).await?;
+        process
+            .ready(&format!("http://127.0.0.1:{port}/readyz"), PATIENCE)
+            .await?;
         Ok(process)
     }
 
@@ -148,7 +168,10 @@ pub fn demo(revisions: &[&str]) -> Vec<String> {
     revisions
         .iter()
         .flat_map(|revision| {
-            ["--model".to_owned(), format!("demo@{revision}={}", models.join(revision).display())]
+            [
+                "--model".to_owned(),
+                format!("demo@{revision}={}", models.join(revision).display()),
+            ]
         })
         .collect()
 }

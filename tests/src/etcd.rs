@@ -18,7 +18,12 @@ impl Etcd {
     pub async fn start(directory: &Path) -> Result<Self> {
         let [client, peer] = free_ports()?;
         let process = spawn(directory, client, peer).await?;
-        Ok(Self { process, client, peer, directory: directory.to_owned() })
+        Ok(Self {
+            process,
+            client,
+            peer,
+            directory: directory.to_owned(),
+        })
     }
 
     /// Client address.
@@ -46,11 +51,23 @@ async fn spawn(directory: &Path, client: u16, peer: u16) -> Result<Process> {
         .arg("--data-dir")
         .arg(directory.join("etcd"))
         .args(["--name", "test", "--log-level", "warn"])
-        .args(["--listen-client-urls", &client_url, "--advertise-client-urls", &client_url])
-        .args(["--listen-peer-urls", &peer_url, "--initial-advertise-peer-urls", &peer_url])
+        .args([
+            "--listen-client-urls",
+            &client_url,
+            "--advertise-client-urls",
+            &client_url,
+        ])
+        .args([
+            "--listen-peer-urls",
+            &peer_url,
+            "--initial-advertise-peer-urls",
+            &peer_url,
+        ])
         .args(["--initial-cluster", &format!("test={peer_url}")]);
     let mut process = Process::start("etcd", command, directory)
         .context("etcd is needed (Debian: apt-get install etcd-server)")?;
-    process.ready(&format!("{client_url}/health"), Duration::from_secs(20)).await?;
+    process
+        .ready(&format!("{client_url}/health"), Duration::from_secs(20))
+        .await?;
     Ok(process)
 }

@@ -6,11 +6,15 @@
 mod cluster;
 mod etcd;
 mod http;
+mod load;
 mod otlp;
 mod process;
+mod quick_start;
 
 pub use cluster::{Cluster, GatewayProcess, WorkerProcess, demo};
 pub use etcd::Etcd;
 pub use http::{Reply, get, post_json, post_json_with};
+pub use load::{Client, Generated, chat, connect, generate, revisions_by_user};
 pub use otlp::{OtlpReceiver, ReceivedSpan};
 pub use process::{Process, binary, eventually, free_ports, python, repository};
+pub use quick_start::QuickStart;

@@ -51,7 +51,10 @@ impl OtlpReceiver {
     /// Environment that makes a process of ours export to this receiver at once.
     pub fn environment(&self) -> Vec<(&'static str, String)> {
         vec![
-            ("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://127.0.0.1:{}", self.port)),
+            (
+                "OTEL_EXPORTER_OTLP_ENDPOINT",
+                format!("http://127.0.0.1:{}", self.port),
+            ),
             ("OTEL_BSP_SCHEDULE_DELAY", "100".into()),
         ]
     }
@@ -63,11 +66,16 @@ impl OtlpReceiver {
 
     /// Waits until `pick` finds what it looks for among the spans received.
     pub async fn wait_for<T>(&self, what: &str, pick: impl Fn(&[ReceivedSpan]) -> Option<T>) -> Result<T> {
-        let found = eventually(what, Duration::from_secs(20), || async { Ok(pick(&self.spans())) }).await;
+        let found = eventually(what, Duration::from_secs(20), || async {
+            Ok(pick(&self.spans()))
+        })
+        .await;
         found.with_context(|| {
             let spans = self.spans();
-            let list: Vec<String> =
-                spans.iter().map(|s| format!("{} {} parent {} trace {}", s.service, s.name, s.parent, s.trace)).collect();
+            let list: Vec<String> = spans
+                .iter()
+                .map(|s| format!("{} {} parent {} trace {}", s.service, s.name, s.parent, s.trace))
+                .collect();
             format!("received:\n{}", list.join("\n"))
         })
     }
@@ -75,8 +83,15 @@ impl OtlpReceiver {
 
 async fn agent() -> Result<std::path::PathBuf> {
     let script = "import rotel, os; print(os.path.join(os.path.dirname(rotel.__file__), 'rotel-agent'))";
-    let output = tokio::process::Command::new(python()?.join("bin/python")).args(["-c", script]).output().await?;
-    anyhow::ensure!(output.status.success(), "rotel is not installed: {}", String::from_utf8_lossy(&output.stderr));
+    let output = tokio::process::Command::new(python()?.join("bin/python"))
+        .args(["-c", script])
+        .output()
+        .await?;
+    anyhow::ensure!(
+        output.status.success(),
+        "rotel is not installed: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     Ok(String::from_utf8(output.stdout)?.trim().into())
 }
 
@@ -91,7 +106,10 @@ fn parse(log: &str) -> Vec<ReceivedSpan> {
             service.clear();
         } else if line.starts_with("Span #") {
             in_span = true;
-            spans.push(ReceivedSpan { service: service.clone(), ..ReceivedSpan::default() });
+            spans.push(ReceivedSpan {
+                service: service.clone(),
+                ..ReceivedSpan::default()
+            });
         } else if let Some(attribute) = trimmed.strip_prefix("-> ")
             && let Some((key, value)) = attribute.split_once(": ")
         {
@@ -137,10 +155,16 @@ mod tests {
         let log = "ResourceSpans #0\nResource attributes:\n     -> service.name: Str(gateway)\nSpan #0\n    Trace ID       : aa\n    Parent ID      : bb\n    ID             : cc\n    Name           : generate demo\nStart time: 1\nAttributes:\n     -> penstock.revision: Str(v2)\n     -> n: Int(3)\nResourceSpans #0\nResource attributes:\n     -> service.name: Str(worker)\nSpan #0\n    Trace ID       : aa\n    Parent ID      : \n    ID             : dd\n    Name           : queue\n";
         let spans = parse(log);
         assert_eq!(spans.len(), 2);
-        assert_eq!((spans[0].service.as_str(), spans[0].name.as_str()), ("gateway", "generate demo"));
+        assert_eq!(
+            (spans[0].service.as_str(), spans[0].name.as_str()),
+            ("gateway", "generate demo")
+        );
         assert_eq!((spans[0].parent.as_str(), spans[0].id.as_str()), ("bb", "cc"));
         assert_eq!(spans[0].attributes["penstock.revision"], "v2");
         assert_eq!(spans[0].attributes["n"], "3");
-        assert_eq!((spans[1].service.as_str(), spans[1].parent.as_str()), ("worker", ""));
+        assert_eq!(
+            (spans[1].service.as_str(), spans[1].parent.as_str()),
+            ("worker", "")
+        );
     }
 }

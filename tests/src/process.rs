@@ -28,7 +28,11 @@ impl Process {
             .stderr(file)
             .spawn()
             .with_context(|| format!("cannot start {:?}", command.get_program()))?;
-        Ok(Self { name: name.into(), child, log })
+        Ok(Self {
+            name: name.into(),
+            child,
+            log,
+        })
     }
 
     /// Everything the process has printed so far.
@@ -46,7 +50,11 @@ impl Process {
         let deadline = Instant::now() + patience;
         loop {
             if let Some(status) = self.child.try_wait()? {
-                bail!("{} ended with {status} before {url} was ready:\n{}", self.name, self.output());
+                bail!(
+                    "{} ended with {status} before {url} was ready:\n{}",
+                    self.name,
+                    self.output()
+                );
             }
             if let Ok(reply) = crate::get(url).await
                 && reply.status == 200
@@ -87,7 +95,12 @@ impl Process {
             if let Some(status) = self.child.try_wait()? {
                 return Ok(status);
             }
-            ensure!(Instant::now() < deadline, "{} still runs after {patience:?}:\n{}", self.name, self.output());
+            ensure!(
+                Instant::now() < deadline,
+                "{} still runs after {patience:?}:\n{}",
+                self.name,
+                self.output()
+            );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -135,9 +148,16 @@ where
 /// Path of one of the project's binaries, beside this test's own.
 pub fn binary(name: &str) -> Result<PathBuf> {
     let test = std::env::current_exe()?;
-    let profile = test.ancestors().nth(2).context("test binaries lie in target/PROFILE/deps")?;
+    let profile = test
+        .ancestors()
+        .nth(2)
+        .context("test binaries lie in target/PROFILE/deps")?;
     let path = profile.join(name);
-    ensure!(path.exists(), "{} is not built; run `cargo build --workspace --bins`", path.display());
+    ensure!(
+        path.exists(),
+        "{} is not built; run `cargo build --workspace --bins`",
+        path.display()
+    );
     Ok(path)
 }
 

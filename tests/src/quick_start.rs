@@ -1,0 +1,66 @@
+//! The all-in-one as a new user starts it, on ports and data of its own.
+
+use crate::{Process, binary, free_ports};
+use anyhow::Result;
+use std::{path::Path, process::Command, time::Duration};
+
+/// `penstock` with everything in one process.
+#[derive(Debug)]
+pub struct QuickStart {
+    /// The process.
+    pub process: Process,
+    /// Gateway port.
+    pub gateway: u16,
+    /// Control plane port.
+    pub control_plane: u16,
+}
+
+impl QuickStart {
+    /// Starts `penstock` on `data_dir` and waits until it is ready.
+    pub async fn start(data_dir: &Path, arguments: &[&str]) -> Result<Self> {
+        let mut started = Self::spawn(data_dir, arguments)?;
+        let url = format!("http://127.0.0.1:{}/readyz", started.gateway);
+        started.process.ready(&url, Duration::from_secs(60)).await?;
+        Ok(started)
+    }
+
+    /// Starts `penstock` without waiting.
+    pub fn spawn(data_dir: &Path, arguments: &[&str]) -> Result<Self> {
+        let ports: [u16; 3] = free_ports()?;
+        Self::spawn_on(ports, data_dir, arguments)
+    }
+
+    /// Starts `penstock` on given gateway, control plane and worker ports, without waiting.
+    pub fn spawn_on(ports: [u16; 3], data_dir: &Path, arguments: &[&str]) -> Result<Self> {
+        let [gateway, control_plane, worker] = ports;
+        let mut command = Command::new(binary("penstock")?);
+        command
+            .arg("--data-dir")
+            .arg(data_dir)
+            .args(["--listen", &format!("127.0.0.1:{gateway}")])
+            .args(["--control-plane-listen", &format!("127.0.0.1:{control_plane}")])
+            .args(["--worker-listen", &format!("127.0.0.1:{worker}")])
+            .args(arguments);
+        let process = Process::start("penstock", command, data_dir)?;
+        Ok(Self {
+            process,
+            gateway,
+            control_plane,
+        })
+    }
+
+    /// Runs `penstock ctl`.
+    pub async fn ctl(&self, arguments: &[&str]) -> Result<std::process::Output> {
+        let mut command = tokio::process::Command::new(binary("penstock")?);
+        command
+            .arg("ctl")
+            .args(arguments)
+            .env(
+                "PENSTOCK_CONTROL_PLANE",
+                format!("http://127.0.0.1:{}", self.control_plane),
+            )
+            .env("PENSTOCK_GATEWAY", format!("http://127.0.0.1:{}", self.gateway))
+            .kill_on_drop(true);
+        Ok(tokio::time::timeout(Duration::from_secs(60), command.output()).await??)
+    }
+}
