@@ -1,0 +1,233 @@
+//! What a node serves, and how it answers each push. No I/O: a push goes in, answers come out.
+
+use std::sync::Arc;
+
+use penstock_plan::{EndpointSet, Snapshot};
+use penstock_proto::v1::{self, node_message::Message, push::Resource};
+use tokio::sync::watch;
+
+use crate::{ApplyFn, Candidate, Veto, View};
+
+/// The node's copy of what was pushed.
+pub(crate) struct Mirror {
+    view: watch::Sender<Arc<View>>,
+    apply: ApplyFn,
+    /// Digest of the snapshot in the view; empty without one.
+    digest: String,
+    vetoed: Option<Pushed>,
+}
+
+/// A snapshot that is in order, and the push that brought it.
+struct Pushed {
+    nonce: u64,
+    snapshot: Arc<Snapshot>,
+    digest: String,
+    traceparent: String,
+}
+
+// === impl Mirror ===
+
+impl Mirror {
+    /// Starts from what the node serves already.
+    pub(crate) fn new(initial: View, apply: ApplyFn) -> Self {
+        let digest = initial
+            .snapshot
+            .as_ref()
+            .map(|snapshot| snapshot.digest())
+            .unwrap_or_default();
+        let view = watch::Sender::new(Arc::new(View {
+            connected: false,
+            ..initial
+        }));
+        Self {
+            view,
+            apply,
+            digest,
+            vetoed: None,
+        }
+    }
+
+    pub(crate) fn subscribe(&self) -> watch::Receiver<Arc<View>> {
+        self.view.subscribe()
+    }
+
+    /// What a new stream is told of the node's state: epoch, digest and version of the endpoints.
+    pub(crate) fn applied(&self) -> (u64, String, u64) {
+        let view = self.view.borrow();
+        let epoch = view.snapshot.as_ref().map_or(0, |snapshot| snapshot.epoch);
+        (epoch, self.digest.clone(), view.endpoints.version)
+    }
+
+    /// Says whether a control plane is there. Returns what was said before.
+    pub(crate) fn set_connected(&mut self, connected: bool) -> bool {
+        let before = self.view.borrow().connected;
+        if before != connected {
+            self.change(|view| view.connected = connected);
+        }
+        if !connected {
+            // Its nonce belongs to the stream that is gone; the next one brings it again.
+            self.vetoed = None;
+        }
+        before
+    }
+
+    /// Takes a push over or refuses it. The first answer is to the push; a second one is the late Ack of a
+    /// snapshot that was refused before and that the new endpoints have made possible.
+    pub(crate) fn handle(&mut self, push: v1::Push) -> Vec<v1::NodeMessage> {
+        let v1::Push {
+            nonce,
+            resource,
+            traceparent,
+        } = push;
+        match resource {
+            Some(Resource::Snapshot(wire)) => vec![self.snapshot(nonce, wire, traceparent)],
+            Some(Resource::Endpoints(wire)) => self.endpoints(nonce, wire.into()),
+            // Nothing to take over; the answer says what is served, whatever the heartbeat hoped for.
+            Some(Resource::Heartbeat(_)) => vec![self.ack(nonce)],
+            None => {
+                let why = "this node does not know the resource; it is older than the control plane";
+                vec![self.nack(nonce, 0, refusal("unknown_resource", "resource", why.into()))]
+            }
+        }
+    }
+
+    fn snapshot(&mut self, nonce: u64, wire: v1::Snapshot, traceparent: String) -> v1::NodeMessage {
+        let epoch = wire.epoch;
+        // Whatever was refused before is out of date now.
+        self.vetoed = None;
+        if !self.digest.is_empty() && wire.digest == self.digest {
+            return self.ack(nonce);
+        }
+        let pushed = match self.check(wire) {
+            Ok((snapshot, digest)) => Pushed {
+                nonce,
+                snapshot,
+                digest,
+                traceparent,
+            },
+            Err(reason) => return self.nack(nonce, epoch, reason),
+        };
+        match self.offer(&pushed) {
+            Ok(()) => self.ack(nonce),
+            Err(veto) => {
+                self.vetoed = Some(pushed);
+                self.nack(nonce, epoch, veto)
+            }
+        }
+    }
+
+    /// Reads a snapshot and checks everything that needs no knowledge of the world.
+    fn check(&self, wire: v1::Snapshot) -> Result<(Arc<Snapshot>, String), Veto> {
+        let claimed = wire.digest.clone();
+        let snapshot = Snapshot::try_from(wire)
+            .map_err(|error| refusal("invalid_route", &error.field, error.message))?;
+        let digest = snapshot.digest();
+        if digest != claimed {
+            let why = format!("the snapshot's digest is {digest}, the push says {claimed:?}");
+            return Err(refusal("digest_mismatch", "digest", why));
+        }
+        let (applied, ..) = self.applied();
+        if !self.digest.is_empty() && snapshot.epoch <= applied {
+            let why = format!(
+                "epoch {} is not above epoch {applied}, which is in force",
+                snapshot.epoch
+            );
+            return Err(refusal("stale_epoch", "epoch", why));
+        }
+        snapshot
+            .validate()
+            .map_err(|error| refusal(error.code, &error.field, error.message))?;
+        Ok((Arc::new(snapshot), digest))
+    }
+
+    /// Has the node apply a snapshot, and shows it if it did.
+    fn offer(&mut self, pushed: &Pushed) -> Result<(), Veto> {
+        let endpoints = self.view.borrow().endpoints.clone();
+        let traceparent = Some(pushed.traceparent.as_str()).filter(|text| !text.is_empty());
+        (self.apply)(Candidate {
+            snapshot: &pushed.snapshot,
+            endpoints: &endpoints,
+            traceparent,
+        })?;
+        self.digest.clone_from(&pushed.digest);
+        let snapshot = pushed.snapshot.clone();
+        self.change(|view| view.snapshot = Some(snapshot));
+        Ok(())
+    }
+
+    fn endpoints(&mut self, nonce: u64, endpoints: EndpointSet) -> Vec<v1::NodeMessage> {
+        let version = endpoints.version;
+        if *self.view.borrow().endpoints != endpoints {
+            self.change(|view| view.endpoints = Arc::new(endpoints));
+        }
+        let applied = v1::ack::Applied::Endpoints(v1::AppliedEndpoints { version });
+        let mut answers = vec![message(Message::Ack(v1::Ack {
+            nonce,
+            applied: Some(applied),
+        }))];
+        if let Some(vetoed) = self.vetoed.take() {
+            match self.offer(&vetoed) {
+                Ok(()) => answers.push(self.ack(vetoed.nonce)),
+                // Refused again; the control plane knows already.
+                Err(_) => self.vetoed = Some(vetoed),
+            }
+        }
+        answers
+    }
+
+    fn change(&self, change: impl FnOnce(&mut View)) {
+        self.view.send_modify(|view| {
+            let mut next = View::clone(view);
+            change(&mut next);
+            *view = Arc::new(next);
+        });
+    }
+
+    /// Says which snapshot is in force.
+    fn ack(&self, nonce: u64) -> v1::NodeMessage {
+        let (epoch, digest, _) = self.applied();
+        let applied =
+            (!digest.is_empty()).then_some(v1::ack::Applied::Snapshot(v1::AppliedSnapshot { epoch, digest }));
+        message(Message::Ack(v1::Ack { nonce, applied }))
+    }
+
+    fn nack(&self, nonce: u64, epoch: u64, veto: Veto) -> v1::NodeMessage {
+        tracing::warn!(
+            epoch,
+            code = veto.code,
+            field = veto.field,
+            "refused a push: {}",
+            veto.message
+        );
+        let Veto {
+            code,
+            field,
+            message: text,
+        } = veto;
+        message(Message::Nack(v1::Nack {
+            nonce,
+            epoch,
+            code,
+            field,
+            message: text,
+        }))
+    }
+}
+
+fn refusal(code: &str, field: &str, message: String) -> Veto {
+    Veto {
+        code: code.to_owned(),
+        field: field.to_owned(),
+        message,
+    }
+}
+
+/// Wraps what a node says.
+pub(crate) fn message(message: Message) -> v1::NodeMessage {
+    v1::NodeMessage {
+        message: Some(message),
+    }
+}
+
+#[cfg(test)]
+mod tests;
