@@ -93,6 +93,12 @@ impl ChatTemplate {
             .map_err(|error| TextError::invalid(&path, TEMPLATE, error))
     }
 
+    /// A template without a checkpoint: no special tokens are known to it.
+    pub fn from_source(source: &str) -> Result<Self, TextError> {
+        Self::new(source, Vec::new())
+            .map_err(|error| TextError::invalid(Path::new("<source>"), TEMPLATE, error))
+    }
+
     fn new(source: &str, special_tokens: Vec<(&'static str, String)>) -> Result<Self, Error> {
         let mut environment = Environment::new();
         environment.set_syntax(
