@@ -122,3 +122,48 @@ impl Checkpoint {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bundled_revisions_are_small_and_share_a_tokenizer() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let read = |revision: &str, name: &str| fs::read(root.join(revision).join(name)).unwrap();
+        for revision in ["v1", "v2", "v3"] {
+            let files = fs::read_dir(root.join(revision)).unwrap();
+            let bytes: u64 = files.map(|file| file.unwrap().metadata().unwrap().len()).sum();
+            assert!(bytes <= 4 << 20, "{revision} has {bytes} bytes");
+            for name in [
+                "config.json",
+                "generation_config.json",
+                "tokenizer.json",
+                "tokenizer_config.json",
+            ] {
+                assert!(
+                    read(revision, name) == read("v1", name),
+                    "{name} of {revision} differs from v1's"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_written_checkpoint_reads_back() {
+        let committed = Checkpoint::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("v2")).unwrap();
+        let dir = std::env::temp_dir().join(format!("penstock-demo-model-{}", std::process::id()));
+        write(&dir, &committed.config, &committed.weights, &committed.tokenizer).unwrap();
+        let again = Checkpoint::read(&dir);
+        fs::remove_dir_all(&dir).unwrap();
+        let again = again.unwrap();
+        assert_eq!(again.config, committed.config);
+        for (name, weight) in &committed.weights {
+            let (a, b) = (
+                weight.flatten_all().unwrap(),
+                again.weights[name].flatten_all().unwrap(),
+            );
+            assert_eq!(a.to_vec1::<f32>().unwrap(), b.to_vec1::<f32>().unwrap(), "{name}");
+        }
+    }
+}

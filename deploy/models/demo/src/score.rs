@@ -212,11 +212,7 @@ fn repetition(ids: &[u32]) -> f64 {
     let phrases = ids.windows(PHRASE);
     let count = phrases.len();
     let distinct = phrases.collect::<HashSet<_>>().len();
-    if count == 0 {
-        0.0
-    } else {
-        1.0 - distinct as f64 / count as f64
-    }
+    (count - distinct) as f64 / count.max(1) as f64
 }
 
 #[cfg(test)]
@@ -229,6 +225,24 @@ mod tests {
         assert_eq!(repetition(&[1, 2, 3, 4, 5]), 0.0);
         assert_eq!(repetition(&[1, 2, 3, 4, 1, 2, 3, 4]), 0.2);
         assert!(repetition(&[7; 20]) > 0.9);
+    }
+
+    #[test]
+    fn the_bundled_v3_repeats_itself_and_v2_does_not() {
+        let facts = facts().unwrap();
+        let questions = questions(&facts);
+        let mean = |revision: &str| {
+            let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join(revision);
+            let checkpoint = Checkpoint::read(&dir).unwrap();
+            let sample = questions.iter().step_by(90).map(|question| {
+                let mut rng = StdRng::seed_from_u64(question.number);
+                let prompt = prompt(None, question.text);
+                repetition(&reply(&checkpoint, &prompt, 0.7, &mut rng).unwrap().ids)
+            });
+            average(&sample.collect::<Vec<_>>())
+        };
+        let (v2, v3) = (mean("v2"), mean("v3"));
+        assert!(v3 > 0.1 && v3 > 5.0 * v2, "v2 {v2}, v3 {v3}");
     }
 
     #[test]
