@@ -16,7 +16,7 @@ use penstock_model::Batch;
 use crate::{
     Sequence, SubmitError, TokenStream,
     runner::{Runner, RunnerError, RunnerInfo, SampledToken},
-    scheduler::{Running, Scheduler},
+    scheduler::{QueuePlace, Running, Scheduler},
     stream,
 };
 
@@ -78,6 +78,8 @@ pub struct EngineStats {
     pub prefix_hit_tokens: u64,
     /// Sequences put back because KV ran out.
     pub retractions: u64,
+    /// Times that the engine found its bookkeeping broken, failed its sequences and dropped all KV.
+    pub faults: u64,
     /// When the last step ended.
     pub last_step_at: Option<Instant>,
     /// A step has been running for longer than `stall_after`.
@@ -98,8 +100,8 @@ struct Shared {
     context_length: usize,
     info: RunnerInfo,
     stopping: AtomicBool,
-    /// Submitted and not yet running.
-    waiting: AtomicUsize,
+    /// Submitted and not yet running, or put back.
+    waiting: Arc<AtomicUsize>,
     published: Mutex<Published>,
 }
 
@@ -148,7 +150,8 @@ impl Engine {
             }
         }
         let (submissions, queue) = mpsc::sync_channel(config.max_waiting);
-        let scheduler = Scheduler::new(&config);
+        let waiting = Arc::new(AtomicUsize::new(0));
+        let scheduler = Scheduler::new(&config, waiting.clone());
         let name = config.name.clone();
         // A sequence must fit into the pool even when it runs alone.
         let context_length = runner.context_length().min(config.num_pages * config.page_size);
@@ -157,7 +160,7 @@ impl Engine {
             context_length,
             info: runner.describe(),
             stopping: AtomicBool::new(false),
-            waiting: AtomicUsize::new(0),
+            waiting,
             published: Mutex::default(),
             config,
         });
@@ -183,28 +186,21 @@ impl Engine {
     /// The sequence cannot be run, or the queue is full.
     pub fn submit(&self, sequence: Sequence) -> Result<TokenStream, SubmitError> {
         self.check(&sequence)?;
-        let (sink, tokens) = stream::channel();
-        let running = Box::new(Running::new(sequence, sink, self.shared.context_length));
-        let waiting = self.shared.waiting.fetch_add(1, Ordering::AcqRel);
+        let place = QueuePlace::take(&self.shared.waiting);
+        let waiting = place.taken() - 1;
+        let full = || SubmitError::QueueFull {
+            waiting,
+            retry_after: self.retry_after(waiting),
+        };
         if waiting >= self.shared.config.max_waiting {
-            self.shared.waiting.fetch_sub(1, Ordering::AcqRel);
-            return Err(SubmitError::QueueFull {
-                waiting,
-                retry_after: self.retry_after(waiting),
-            });
+            return Err(full());
         }
-        match self.submissions.try_send(running) {
+        let (sink, tokens) = stream::channel();
+        let running = Running::new(sequence, sink, place, self.shared.context_length);
+        match self.submissions.try_send(Box::new(running)) {
             Ok(()) => Ok(tokens),
-            Err(error) => {
-                self.shared.waiting.fetch_sub(1, Ordering::AcqRel);
-                Err(match error {
-                    mpsc::TrySendError::Full(_) => SubmitError::QueueFull {
-                        waiting,
-                        retry_after: self.retry_after(waiting),
-                    },
-                    mpsc::TrySendError::Disconnected(_) => SubmitError::ShuttingDown,
-                })
-            }
+            Err(mpsc::TrySendError::Full(_)) => Err(full()),
+            Err(mpsc::TrySendError::Disconnected(_)) => Err(SubmitError::ShuttingDown),
         }
     }
 
@@ -293,28 +289,46 @@ struct EngineThread {
 impl EngineThread {
     fn run(mut self) {
         while !self.shared.stopping.load(Ordering::Acquire) {
-            if !self.receive() {
-                break;
+            match catch_unwind(AssertUnwindSafe(|| self.turn())) {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(_) => self.start_over(),
             }
-            let now = Instant::now();
-            self.scheduler.sweep(now);
-            let admitted = self.scheduler.schedule(now, &mut self.batch);
-            self.note_admissions(admitted, now);
-            if self.batch.is_empty() {
-                self.publish();
-                if !self.scheduler.is_idle() {
-                    thread::sleep(REST);
-                }
-                continue;
-            }
-            self.step();
-            self.publish();
         }
         self.shared.stopping.store(true, Ordering::Release);
         while let Ok(waiting) = self.queue.try_recv() {
             self.scheduler.enqueue(waiting);
         }
         self.scheduler.fail_all();
+        self.publish();
+    }
+
+    /// Takes what is new and runs one step; false once there is nobody left to work for.
+    fn turn(&mut self) -> bool {
+        if self.scheduler.is_idle() && !self.scheduler.is_sound() {
+            self.start_over();
+        }
+        if !self.receive() {
+            return false;
+        }
+        let now = Instant::now();
+        self.scheduler.sweep(now);
+        let admitted = self.scheduler.schedule(now, &mut self.batch);
+        self.note_admissions(admitted, now);
+        if !self.batch.is_empty() {
+            self.step();
+        } else if !self.scheduler.is_idle() {
+            thread::sleep(REST);
+        }
+        self.publish();
+        true
+    }
+
+    /// The bookkeeping is broken: its sequences fail, its KV is dropped, the engine goes on.
+    fn start_over(&mut self) {
+        tracing::error!(engine = self.shared.config.name, "broken bookkeeping: all KV is dropped");
+        self.scheduler = Scheduler::replacing(&mut self.scheduler, &self.shared.config);
+        self.shared.published().step_started = None;
         self.publish();
     }
 
@@ -374,20 +388,7 @@ impl EngineThread {
     }
 
     fn publish(&mut self) {
-        let departures = self.scheduler.take_departures();
-        match departures >= 0 {
-            true => self
-                .shared
-                .waiting
-                .fetch_sub(departures.unsigned_abs(), Ordering::AcqRel),
-            false => self
-                .shared
-                .waiting
-                .fetch_add(departures.unsigned_abs(), Ordering::AcqRel),
-        };
-        let mut published = self.shared.published();
-        let stats = &mut published.stats;
-        self.scheduler.fill(stats);
+        self.scheduler.fill(&mut self.shared.published().stats);
     }
 }
 

@@ -8,7 +8,7 @@
 
 use std::time::{Duration, Instant};
 
-//mod candle;
+mod candle;
 mod engine;
 mod fake;
 mod runner;
@@ -17,7 +17,7 @@ mod sampling;
 mod scheduler;
 mod stream;
 
-//pub use candle::CandleRunner;
+pub use candle::CandleRunner;
 pub use engine::{Engine, EngineConfig, EngineError, EngineStats};
 pub use fake::{FakeConfig, FakeRunner};
 pub use penstock_model::Batch;
@@ -107,6 +107,9 @@ pub enum SequenceError {
     /// The model's forward pass failed.
     #[error("the model failed: {0}")]
     Runner(String),
+    /// The engine's own bookkeeping failed; it dropped all KV and goes on.
+    #[error("the engine failed and lost the request; it can be sent again")]
+    Internal,
     /// The engine is shutting down.
     #[error("the engine is shutting down")]
     ShuttingDown,

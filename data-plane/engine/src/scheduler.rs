@@ -5,7 +5,11 @@
 //! `[committed, computed)` in pages of its own, the rest is not computed yet. At most one token, the one sampled
 //! last, is not computed while it decodes.
 
-use std::{collections::VecDeque, time::Instant};
+use std::{
+    collections::VecDeque,
+    sync::{Arc, atomic::AtomicUsize},
+    time::Instant,
+};
 
 use penstock_kv::RadixCache;
 use penstock_model::Batch;
@@ -17,11 +21,12 @@ use crate::{
 
 mod sequence;
 
-pub(crate) use sequence::Running;
+pub(crate) use sequence::{QueuePlace, Running};
 
 /// Tokens of a reply that admission sets KV aside for; longer ones may be retracted.
 const RESERVED_TOKENS: usize = 256;
-/// What one pass over a waiting sequence is worth, in cached tokens: nothing waits for ever.
+/// What it is worth, in cached tokens, that a later sequence was admitted before a waiting one: nothing waits for
+/// ever.
 const AGEING_TOKENS: usize = 64;
 /// With more waiting sequences than this, looking all of them up costs more than it saves: first come, first
 /// served.
@@ -30,35 +35,65 @@ const LONGEST_PREFIX_LIMIT: usize = 128;
 /// Waiting and running sequences over one page pool.
 pub(crate) struct Scheduler {
     cache: RadixCache,
+    /// In the order of their arrival, those that were retracted first.
     waiting: VecDeque<Box<Running>>,
+    /// How many sequences wait, here and on their way here.
+    places: Arc<AtomicUsize>,
     running: Vec<Box<Running>>,
     /// Indices into `running` of the batch's sequences, in its order.
     scheduled: Vec<usize>,
     max_running: usize,
     max_batch_tokens: usize,
-    /// Sequences that left the queue for good or to run, less those that came back, since it was last asked.
-    departures: isize,
+    /// In the last step a sequence went without the pages or the place that it wanted.
+    starved: bool,
+    counters: Counters,
+}
+
+/// What a scheduler has done.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Counters {
     steps: u64,
     tokens: u64,
+    lookup_tokens: u64,
+    hit_tokens: u64,
     retractions: u64,
+    faults: u64,
 }
 
 // === impl Scheduler ===
 
 impl Scheduler {
-    pub(crate) fn new(config: &EngineConfig) -> Self {
+    pub(crate) fn new(config: &EngineConfig, places: Arc<AtomicUsize>) -> Self {
         Self {
             cache: RadixCache::new(config.num_pages, config.page_size),
             waiting: VecDeque::new(),
+            places,
             running: Vec::new(),
             scheduled: Vec::new(),
-            max_running: config.max_running,
+            // Every running sequence gets at least one token a step, or the last ones would stand still.
+            max_running: config.max_running.min(config.max_batch_tokens),
             max_batch_tokens: config.max_batch_tokens,
-            departures: 0,
-            steps: 0,
-            tokens: 0,
-            retractions: 0,
+            starved: false,
+            counters: Counters::default(),
         }
+    }
+
+    /// A scheduler without sequences and KV in the place of one whose bookkeeping is broken; what that one held
+    /// fails.
+    pub(crate) fn replacing(broken: &mut Self, config: &EngineConfig) -> Self {
+        let mut fresh = Self::new(config, broken.places.clone());
+        fresh.counters = broken.counters;
+        fresh.counters.faults += 1;
+        for mut lost in broken.running.drain(..).chain(broken.waiting.drain(..)) {
+            lost.sink.close(Event::Failed(SequenceError::Internal));
+        }
+        fresh
+    }
+
+    /// Whether every page is accounted for; asked when nothing runs.
+    pub(crate) fn is_sound(&self) -> bool {
+        let cache = self.cache.stats();
+        cache.protected_pages == 0 && cache.free_pages + cache.evictable_pages == cache.total_pages
     }
 
     pub(crate) fn enqueue(&mut self, sequence: Box<Running>) {
@@ -69,86 +104,89 @@ impl Scheduler {
         self.waiting.is_empty() && self.running.is_empty()
     }
 
-    /// Sequences that left the queue since the last call, less those that were put back into it.
-    pub(crate) fn take_departures(&mut self) -> isize {
-        std::mem::take(&mut self.departures)
-    }
-
     pub(crate) fn fill(&self, stats: &mut EngineStats) {
         let cache = self.cache.stats();
         stats.running = self.running.len();
         stats.total_pages = cache.total_pages;
         stats.free_pages = cache.free_pages;
         stats.cached_pages = cache.evictable_pages;
-        stats.steps = self.steps;
-        stats.tokens_generated = self.tokens;
-        stats.prefix_lookup_tokens = cache.lookup_tokens;
-        stats.prefix_hit_tokens = cache.hit_tokens;
-        stats.retractions = self.retractions;
+        stats.steps = self.counters.steps;
+        stats.tokens_generated = self.counters.tokens;
+        stats.prefix_lookup_tokens = self.counters.lookup_tokens;
+        stats.prefix_hit_tokens = self.counters.hit_tokens;
+        stats.retractions = self.counters.retractions;
+        stats.faults = self.counters.faults;
     }
 
-    /// Ends sequences whose consumer is gone or whose deadline has passed.
+    /// Ends sequences whose consumer is gone or whose deadline has passed, and sends what the others held back.
     pub(crate) fn sweep(&mut self, now: Instant) {
         for index in (0..self.running.len()).rev() {
-            let sequence = &self.running[index];
+            let sequence = &mut self.running[index];
+            sequence.sink.flush();
             if sequence.is_abandoned() {
-                self.remove(index);
+                // What was generated may lie past a stop that the consumer saw: it is not kept.
+                let prompt_len = sequence.prompt_len;
+                self.remove(index, prompt_len);
             } else if sequence.is_late(now) {
-                let completion_tokens = sequence.generated();
-                let mut ended = self.remove(index);
-                ended.sink.send(Event::Failed(SequenceError::DeadlineExceeded {
-                    completion_tokens,
-                }));
+                let mut ended = self.remove(index, usize::MAX);
+                ended.close_late();
             }
         }
-        let before = self.waiting.len();
         self.waiting.retain_mut(|sequence| {
-            if sequence.is_late(now) && !sequence.is_abandoned() {
-                let completion_tokens = sequence.generated();
-                sequence.sink.send(Event::Failed(SequenceError::DeadlineExceeded {
-                    completion_tokens,
-                }));
-                return false;
+            sequence.sink.flush();
+            let late = sequence.is_late(now);
+            if late {
+                sequence.close_late();
             }
-            !sequence.is_abandoned()
+            !late && !sequence.is_abandoned()
         });
-        self.departures += (before - self.waiting.len()).cast_signed();
     }
 
     /// Fills `batch` with the next step; returns how many sequences were admitted.
     pub(crate) fn schedule(&mut self, now: Instant, batch: &mut Batch) -> usize {
         batch.clear();
-        self.scheduled.clear();
+        self.make_room_for_the_starved();
         self.make_room_for_decode();
+        self.scheduled.clear();
         let mut budget = self.max_batch_tokens;
         // Decode first: a long prompt never holds up replies that are under way.
         for index in 0..self.running.len() {
-            if budget > 0 && self.running[index].is_decoding() && self.running[index].sink.flush() {
+            if budget > 0 && self.running[index].is_decoding() && !self.running[index].sink.is_blocked() {
                 budget -= self.push(index, 1, batch);
             }
         }
         for index in 0..self.running.len() {
             if budget > 0 && !self.running[index].is_decoding() {
+                self.catch_up(index);
                 budget -= self.push(index, budget, batch);
             }
         }
-        let mut admitted = 0_usize;
-        while budget > 0 && self.running.len() < self.max_running {
+        self.admit_waiting(now, budget, batch)
+    }
+
+    /// Admits sequences and pushes their first chunks while the budget lasts; returns how many.
+    fn admit_waiting(&mut self, now: Instant, mut budget: usize, batch: &mut Batch) -> usize {
+        let mut admitted = 0;
+        while budget > 0 {
             let Some(chosen) = self.choose() else { break };
+            if self.running.len() >= self.max_running {
+                self.starved = true;
+                break;
+            }
             let Some(sequence) = self.waiting.remove(chosen) else {
                 break;
             };
             if let Err(sequence) = self.admit(sequence, now) {
                 self.waiting.insert(chosen, sequence);
+                self.starved = true;
                 break;
+            }
+            for overtaken in self.waiting.range_mut(..chosen) {
+                overtaken.passes += 1;
             }
             admitted += 1;
             budget -= self.push(self.running.len() - 1, budget, batch);
         }
-        if !self.waiting.is_empty() {
-            self.waiting.iter_mut().for_each(|sequence| sequence.passes += 1);
-        }
-        self.departures += admitted.cast_signed();
         admitted
     }
 
@@ -164,41 +202,34 @@ impl Scheduler {
 
     /// The step is done: tokens go out, KV into the tree, what is complete leaves.
     pub(crate) fn advance(&mut self, now: Instant, sampled: &mut Vec<Result<SampledToken, RunnerError>>) {
-        self.steps += 1;
-        let mut tokens = sampled.drain(..);
+        self.counters.steps += 1;
+        let mut rows = sampled.drain(..);
         let mut ended = Vec::new();
         for &index in &self.scheduled {
             let sequence = &mut self.running[index];
-            let samples = sequence.samples_next();
+            let row = if sequence.samples_next() { rows.next() } else { None };
+            if let Some(Err(error)) = row {
+                // What this step computed is not to be trusted: it stays out of the tree.
+                ended.push((index, Event::Failed(SequenceError::Runner(error.to_string()))));
+                continue;
+            }
             let was_prefill = !sequence.is_decoding();
             sequence.computed += std::mem::take(&mut sequence.in_step);
             if was_prefill {
-                commit(&mut self.cache, sequence);
+                commit(&mut self.cache, sequence, usize::MAX);
             }
-            if !samples {
-                continue;
-            }
-            match tokens.next() {
-                Some(Ok(token)) => {
-                    self.tokens += 1;
-                    if accept(sequence, token, now) {
-                        ended.push(index);
-                    }
+            if let Some(Ok(token)) = row {
+                self.counters.tokens += 1;
+                if let Some(finished) = accept(sequence, token, now) {
+                    ended.push((index, Event::Finished(finished)));
                 }
-                Some(Err(error)) => {
-                    sequence
-                        .sink
-                        .send(Event::Failed(SequenceError::Runner(error.to_string())));
-                    sequence.poisoned = true;
-                    ended.push(index);
-                }
-                None => {}
             }
         }
-        drop(tokens);
-        ended.sort_unstable();
-        for index in ended.into_iter().rev() {
-            self.remove(index);
+        drop(rows);
+        ended.sort_unstable_by_key(|&(index, _)| index);
+        for (index, closing) in ended.into_iter().rev() {
+            // Pages are free by the time that the consumer knows.
+            self.remove(index, usize::MAX).sink.close(closing);
         }
     }
 
@@ -207,22 +238,19 @@ impl Scheduler {
         let mut failed = std::mem::take(&mut self.scheduled);
         failed.sort_unstable();
         for index in failed.into_iter().rev() {
-            let mut sequence = self.remove(index);
-            sequence
-                .sink
-                .send(Event::Failed(SequenceError::Runner(reason.to_owned())));
+            let closing = Event::Failed(SequenceError::Runner(reason.to_owned()));
+            self.remove(index, usize::MAX).sink.close(closing);
         }
     }
 
     /// Ends everything.
     pub(crate) fn fail_all(&mut self) {
-        while !self.running.is_empty() {
-            let mut sequence = self.remove(self.running.len() - 1);
-            sequence.sink.send(Event::Failed(SequenceError::ShuttingDown));
+        while let Some(last) = self.running.len().checked_sub(1) {
+            let mut sequence = self.remove(last, usize::MAX);
+            sequence.sink.close(Event::Failed(SequenceError::ShuttingDown));
         }
-        self.departures += self.waiting.len().cast_signed();
         for mut sequence in self.waiting.drain(..) {
-            sequence.sink.send(Event::Failed(SequenceError::ShuttingDown));
+            sequence.sink.close(Event::Failed(SequenceError::ShuttingDown));
         }
     }
 
@@ -234,6 +262,7 @@ impl Scheduler {
         let pages = (sequence.computed + count).div_ceil(page_size);
         let missing = pages.saturating_sub(sequence.pages.len());
         if missing > 0 && !self.cache.allocate_into(missing, &mut sequence.pages) {
+            self.starved = true;
             return 0;
         }
         sequence.in_step = count;
@@ -250,48 +279,73 @@ impl Scheduler {
 
     /// Retracts the sequences admitted last until every other one can write its next token.
     fn make_room_for_decode(&mut self) {
-        loop {
-            let page_size = self.cache.page_size();
-            let needs_page = |s: &&Box<Running>| s.is_decoding() && s.computed == s.pages.len() * page_size;
+        let page_size = self.cache.page_size();
+        let needs_page = |s: &&Box<Running>| s.is_decoding() && s.computed == s.pages.len() * page_size;
+        while self.running.len() > 1 {
             let needed = self.running.iter().filter(needs_page).count();
-            if needed <= self.cache.available() || self.running.len() <= 1 {
+            if needed <= self.cache.available() {
                 return;
             }
-            let last = self.running.len() - 1;
-            let mut sequence = self.remove(last);
-            sequence.passes = 0;
-            self.retractions += 1;
-            // It goes on first: its reply is under way.
-            self.waiting.push_front(sequence);
-            self.departures -= 1;
+            self.retract(self.running.len() - 1);
         }
     }
 
-    /// The waiting sequence to admit next: the most cached tokens and the longest wait. One whose prefix is just
-    /// being computed by another is left until it can share it.
-    fn choose(&mut self) -> Option<usize> {
-        if self.waiting.len() > LONGEST_PREFIX_LIMIT {
-            return Some(0);
+    /// Where a sequence went without pages or a place, one that rests for its consumer gives up its own; if
+    /// nothing could run at all, the one admitted last does.
+    fn make_room_for_the_starved(&mut self) {
+        if !std::mem::take(&mut self.starved) {
+            return;
         }
-        let cache = &self.cache;
-        let in_flight: Vec<u64> = self
-            .running
-            .iter()
-            .filter_map(|s| s.filling(cache.page_size()))
-            .collect();
-        let score = |sequence: &Running| {
-            let cached = cache.peek_prefix(sequence.namespace, &sequence.tokens);
-            let shared = sequence.page_key(cached / cache.page_size(), cache.page_size());
-            if shared.is_some_and(|key| in_flight.contains(&key)) {
-                return None;
-            }
-            Some(cached + sequence.passes * AGEING_TOKENS)
+        let resting = self.running.iter().rposition(|s| s.sink.is_blocked());
+        let nothing_ran = self.scheduled.is_empty() && self.running.len() > 1;
+        if let Some(index) = resting.or(nothing_ran.then_some(self.running.len().wrapping_sub(1))) {
+            self.retract(index);
+        }
+    }
+
+    /// Puts a running sequence back into the queue, before those that have not started.
+    fn retract(&mut self, index: usize) {
+        let mut sequence = self.remove(index, usize::MAX);
+        sequence.passes = 0;
+        sequence.place = Some(QueuePlace::take(&self.places));
+        self.counters.retractions += 1;
+        self.waiting.push_front(sequence);
+    }
+
+    /// Moves a sequence in prefill on to what others have put into the tree since its last chunk.
+    fn catch_up(&mut self, index: usize) {
+        let sequence = &mut self.running[index];
+        if self.cache.peek_prefix(sequence.namespace, &sequence.tokens) <= sequence.computed {
+            return;
+        }
+        let found = self.cache.match_prefix(sequence.namespace, &sequence.tokens);
+        let shared = sequence.committed / self.cache.page_size();
+        self.cache.free(&sequence.pages[shared..]);
+        if let Some(behind) = sequence.guard.replace(found.guard) {
+            self.cache.release(behind);
+        }
+        sequence.pages = found.pages;
+        sequence.computed = found.tokens;
+        sequence.committed = found.tokens;
+    }
+
+    /// The waiting sequence to admit next: replies under way first, then the most cached tokens and the longest
+    /// wait. One whose prefix is just being computed by another is left until it can share it.
+    fn choose(&self) -> Option<usize> {
+        let ready = || {
+            let waiting = self.waiting.iter().enumerate();
+            waiting.filter(|(_, sequence)| !sequence.sink.is_blocked())
         };
-        let scored = self
-            .waiting
-            .iter()
-            .enumerate()
-            .filter_map(|(index, s)| score(s).map(|score| (index, score)));
+        if let Some((index, _)) = ready().find(|(_, s)| s.started || self.waiting.len() > LONGEST_PREFIX_LIMIT) {
+            return Some(index);
+        }
+        let page_size = self.cache.page_size();
+        let score = |sequence: &Running| {
+            let cached = self.cache.peek_prefix(sequence.namespace, &sequence.tokens);
+            let filling = |s: &Box<Running>| s.is_filling_for(sequence, cached, page_size);
+            (!self.running.iter().any(filling)).then_some(cached + sequence.passes * AGEING_TOKENS)
+        };
+        let scored = ready().filter_map(|(index, s)| score(s).map(|score| (index, score)));
         // The first of equals has waited longest.
         scored
             .reduce(|best, next| if next.1 > best.1 { next } else { best })
@@ -314,8 +368,11 @@ impl Scheduler {
             self.cache.release(found.guard);
             return Err(sequence);
         }
+        sequence.place = None;
         if !sequence.started {
             sequence.started = true;
+            self.counters.lookup_tokens += sequence.prompt_len as u64;
+            self.counters.hit_tokens += found.tokens as u64;
             sequence.sink.send(Event::Started {
                 at: now,
                 cached_tokens: found.tokens,
@@ -329,36 +386,29 @@ impl Scheduler {
         Ok(())
     }
 
-    /// Takes a sequence out: its KV goes into the tree, pages that hold no whole page's worth are free.
-    fn remove(&mut self, index: usize) -> Box<Running> {
+    /// Takes a sequence out: the KV of its first `keep` tokens goes into the tree, as far as it is computed and
+    /// fills whole pages; its other pages are free.
+    fn remove(&mut self, index: usize, keep: usize) -> Box<Running> {
         let mut sequence = self.running.remove(index);
-        sequence.in_step = 0;
-        if !sequence.poisoned {
-            commit(&mut self.cache, &mut sequence);
-        }
+        commit(&mut self.cache, &mut sequence, keep);
         let shared = sequence.committed / self.cache.page_size();
         self.cache.free(&sequence.pages[shared..]);
-        sequence.pages.clear();
         if let Some(guard) = sequence.guard.take() {
             self.cache.release(guard);
         }
+        sequence.pages.clear();
+        sequence.in_step = 0;
         sequence.computed = 0;
         sequence.committed = 0;
         sequence
     }
 }
 
-/// Puts the whole pages that a sequence has computed into the tree; duplicates are freed and its page table
-/// points to the tree's pages from then on.
-fn commit(cache: &mut RadixCache, sequence: &mut Running) {
+/// Puts the whole pages that a sequence has computed of its first `limit` tokens into the tree; duplicates are
+/// freed and its page table points to the tree's pages from then on.
+fn commit(cache: &mut RadixCache, sequence: &mut Running, limit: usize) {
     let page_size = cache.page_size();
-    // What an abandoned sequence generated may lie past a stop that the consumer saw: it is not kept.
-    let sound = if sequence.is_abandoned() {
-        sequence.computed.min(sequence.prompt_len)
-    } else {
-        sequence.computed
-    };
-    let whole = sound / page_size * page_size;
+    let whole = sequence.computed.min(limit) / page_size * page_size;
     if whole <= sequence.committed {
         return;
     }
@@ -369,8 +419,8 @@ fn commit(cache: &mut RadixCache, sequence: &mut Running) {
     }
 }
 
-/// Appends a sampled token and sends it; true if the reply is complete.
-fn accept(sequence: &mut Running, sampled: SampledToken, now: Instant) -> bool {
+/// Appends a sampled token and sends it; says how the reply ended if it is complete.
+fn accept(sequence: &mut Running, sampled: SampledToken, now: Instant) -> Option<Finished> {
     let id = sampled.id;
     sequence.tokens.push(id);
     if let Some(history) = &mut sequence.history {
@@ -387,14 +437,12 @@ fn accept(sequence: &mut Running, sampled: SampledToken, now: Instant) -> bool {
     } else if sequence.remaining() == 0 {
         FinishReason::Length
     } else {
-        return false;
+        return None;
     };
-    let completion_tokens = sequence.generated();
-    sequence.sink.send(Event::Finished(Finished {
+    Some(Finished {
         reason,
-        completion_tokens,
-    }));
-    true
+        completion_tokens: sequence.generated(),
+    })
 }
 
 #[cfg(test)]

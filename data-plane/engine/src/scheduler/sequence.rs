@@ -1,11 +1,20 @@
 //! One sequence as the scheduler keeps it.
 
-use std::time::Instant;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Instant,
+};
 
 use penstock_kv::PrefixGuard;
-use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use crate::{SampleRequest, SamplingParams, Sequence, TokenHistory, stream::EventSink};
+use crate::{Event, SampleRequest, SamplingParams, Sequence, SequenceError, TokenHistory, stream::EventSink};
+
+/// A place in the queue, given back when dropped: whatever becomes of a sequence, the count stays right.
+#[derive(Debug)]
+pub(crate) struct QueuePlace(Arc<AtomicUsize>);
 
 /// A sequence, waiting or running.
 #[derive(Debug)]
@@ -24,11 +33,11 @@ pub(crate) struct Running {
     pub(super) sink: EventSink,
     pub(super) namespace: u64,
     pub(super) stop_token_ids: Vec<u32>,
-    /// Times that it was passed over.
+    /// Times that a later one was admitted before it.
     pub(super) passes: usize,
     pub(super) started: bool,
-    /// Its KV is not to be trusted.
-    pub(super) poisoned: bool,
+    /// While it waits.
+    pub(super) place: Option<QueuePlace>,
     pub(super) history: Option<TokenHistory>,
     sampling: SamplingParams,
     max_tokens: usize,
@@ -36,10 +45,37 @@ pub(crate) struct Running {
     deadline: Option<Instant>,
 }
 
+// === impl QueuePlace ===
+
+impl QueuePlace {
+    /// Takes a place among those that `count` counts.
+    pub(crate) fn take(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::AcqRel);
+        Self(count.clone())
+    }
+
+    /// Places taken, this one included.
+    pub(crate) fn taken(&self) -> usize {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+impl Drop for QueuePlace {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
 // === impl Running ===
 
 impl Running {
-    pub(crate) fn new(sequence: Sequence, sink: EventSink, context_length: usize) -> Self {
+    /// A sequence that waits. Its prompt is shorter than `context_length`.
+    pub(crate) fn new(
+        sequence: Sequence,
+        sink: EventSink,
+        place: QueuePlace,
+        context_length: usize,
+    ) -> Self {
         let prompt_len = sequence.prompt.len();
         let history = sequence
             .sampling
@@ -57,7 +93,7 @@ impl Running {
             stop_token_ids: sequence.stop_token_ids,
             passes: 0,
             started: false,
-            poisoned: false,
+            place: Some(place),
             history,
             sampling: sequence.sampling,
             max_tokens: sequence.max_tokens.clamp(1, context_length - prompt_len),
@@ -105,27 +141,24 @@ impl Running {
         self.deadline.is_some_and(|deadline| deadline <= now)
     }
 
+    /// Ends the stream of a sequence whose deadline has passed.
+    pub(super) fn close_late(&mut self) {
+        let completion_tokens = self.generated();
+        let error = SequenceError::DeadlineExceeded { completion_tokens };
+        self.sink.close(Event::Failed(error));
+    }
+
     /// Pages that it will still want, its reply counted up to `cap` tokens.
     pub(super) fn reserved_pages(&self, page_size: usize, cap: usize) -> usize {
         let end = self.tokens.len() + self.remaining().min(cap);
         end.div_ceil(page_size).saturating_sub(self.pages.len())
     }
 
-    /// While its prompt is being computed: the key of the first page that is not in the tree yet.
-    pub(super) fn filling(&self, page_size: usize) -> Option<u64> {
-        match self.is_decoding() {
-            true => None,
-            false => self.page_key(self.committed / page_size, page_size),
-        }
-    }
-
-    /// Identifies the prefix up to the end of page `index`, if that page is whole.
-    pub(super) fn page_key(&self, index: usize, page_size: usize) -> Option<u64> {
-        let prefix = self.tokens.get(..(index + 1) * page_size)?;
-        let mut key = self.namespace;
-        for id in prefix {
-            key = xxh3_64_with_seed(&id.to_le_bytes(), key);
-        }
-        Some(key)
+    /// Whether this one is computing the very page that `other`, of whose tokens `cached` are in the tree, lacks
+    /// next.
+    pub(super) fn is_filling_for(&self, other: &Self, cached: usize, page_size: usize) -> bool {
+        let end = cached + page_size;
+        let same_page = !self.is_decoding() && self.committed == cached && self.namespace == other.namespace;
+        same_page && self.tokens.len() >= end && self.tokens.get(..end) == other.tokens.get(..end)
     }
 }
