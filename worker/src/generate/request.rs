@@ -1,0 +1,345 @@
+//! Validation at the edge: a wire request becomes a [`Generation`], or every field at fault is named.
+
+use penstock_engine::SamplingParams;
+use penstock_proto::v1;
+use penstock_text::Message;
+
+/// Stop strings of one request at most; each is compared at every byte of the reply.
+const MAX_STOP_STRINGS: usize = 16;
+/// Bytes of a stop string at most; so much text may be held back.
+const MAX_STOP_BYTES: usize = 256;
+/// Stop token ids of one request at most; each token of the reply is compared with all.
+const MAX_STOP_TOKEN_IDS: usize = 64;
+/// Alternatives per token at most.
+const MAX_TOP_LOGPROBS: u32 = 20;
+
+/// A valid request, not yet tokenized.
+#[derive(Debug)]
+pub(crate) struct Generation {
+    pub(crate) input: Input,
+    pub(crate) sampling: SamplingParams,
+    pub(crate) stop: Vec<String>,
+    pub(crate) stop_token_ids: Vec<u32>,
+    pub(crate) ignore_eos: bool,
+    /// `None`: the rest of the context.
+    pub(crate) max_tokens: Option<usize>,
+    pub(crate) top_logprobs: Option<usize>,
+    pub(crate) echo: bool,
+}
+
+/// What to continue.
+#[derive(Debug)]
+pub(crate) enum Input {
+    Prompt(String),
+    Ids(Vec<u32>),
+    Chat(Vec<Message>),
+}
+
+impl Input {
+    /// Bytes of text to tokenize.
+    pub(crate) fn text_bytes(&self) -> usize {
+        match self {
+            Self::Prompt(text) => text.len(),
+            Self::Ids(_) => 0,
+            Self::Chat(messages) => messages.iter().map(|message| message.content.len()).sum(),
+        }
+    }
+}
+
+/// One field of a request that is not as it must be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Violation {
+    /// Path of the field in the request, e.g. `sampling.top_p`.
+    pub(crate) field: String,
+    /// What is wrong, with the value.
+    pub(crate) description: String,
+}
+
+impl Violation {
+    pub(crate) fn new(field: impl Into<String>, description: impl Into<String>) -> Self {
+        Self {
+            field: field.into(),
+            description: description.into(),
+        }
+    }
+}
+
+/// Reads a request. `draw_seed` is called where it names no seed.
+pub(crate) fn parse(
+    request: v1::GenerateRequest,
+    draw_seed: impl FnOnce() -> u64,
+) -> Result<Generation, Vec<Violation>> {
+    let mut violations = Vec::new();
+    let input = match request.input {
+        None => Err(Violation::new(
+            "input",
+            "is missing: give prompt, input_ids or chat",
+        )),
+        Some(v1::generate_request::Input::Prompt(prompt)) => Ok(Input::Prompt(prompt)),
+        Some(v1::generate_request::Input::InputIds(ids)) => Ok(Input::Ids(ids.ids)),
+        Some(v1::generate_request::Input::Chat(chat)) => messages(chat).map(Input::Chat),
+    };
+    let input = input.map_err(|violation| violations.push(violation)).ok();
+    let wire = request.sampling.unwrap_or_default();
+    let sampling = sampling(&wire, draw_seed);
+    if let Err(error) = sampling.validate() {
+        let description = format!("must be {}, not {}", error.range, error.value);
+        violations.push(Violation::new(format!("sampling.{}", error.field), description));
+    }
+    if wire.max_tokens == Some(0) {
+        violations.push(Violation::new("sampling.max_tokens", "must be at least 1, not 0"));
+    }
+    stop_strings(&wire.stop, &mut violations);
+    if wire.stop_token_ids.len() > MAX_STOP_TOKEN_IDS {
+        let description = format!(
+            "has {} ids, at most {MAX_STOP_TOKEN_IDS} are possible",
+            wire.stop_token_ids.len()
+        );
+        violations.push(Violation::new("sampling.stop_token_ids", description));
+    }
+    match request.top_logprobs {
+        Some(count) if count > MAX_TOP_LOGPROBS => {
+            violations.push(Violation::new(
+                "top_logprobs",
+                format!("must be 0 to {MAX_TOP_LOGPROBS}, not {count}"),
+            ));
+        }
+        Some(_) if request.echo => {
+            violations.push(Violation::new(
+                "top_logprobs",
+                "cannot be given for the prompt: leave out echo",
+            ));
+        }
+        _ => {}
+    }
+    match input {
+        Some(input) if violations.is_empty() => Ok(Generation {
+            input,
+            sampling,
+            stop: wire.stop,
+            stop_token_ids: wire.stop_token_ids,
+            ignore_eos: wire.ignore_eos.unwrap_or(false),
+            max_tokens: wire.max_tokens.map(|tokens| tokens as usize),
+            top_logprobs: request.top_logprobs.map(|count| count as usize),
+            echo: request.echo,
+        }),
+        _ => Err(violations),
+    }
+}
+
+/// Reads the messages of a chat.
+pub(crate) fn messages(chat: v1::Chat) -> Result<Vec<Message>, Violation> {
+    if chat.messages.is_empty() {
+        return Err(Violation::new(
+            "chat.messages",
+            "is empty: a chat needs at least one message",
+        ));
+    }
+    let message = |(index, message): (usize, v1::ChatMessage)| match message.role.is_empty() {
+        true => Err(Violation::new(format!("chat.messages[{index}].role"), "is empty")),
+        false => Ok(Message {
+            role: message.role,
+            content: message.content,
+        }),
+    };
+    chat.messages.into_iter().enumerate().map(message).collect()
+}
+
+fn sampling(wire: &v1::SamplingParams, draw_seed: impl FnOnce() -> u64) -> SamplingParams {
+    let default = SamplingParams::default();
+    SamplingParams {
+        temperature: wire.temperature.unwrap_or(default.temperature),
+        top_p: wire.top_p.unwrap_or(default.top_p),
+        top_k: wire.top_k.map_or(default.top_k, |k| k as usize),
+        min_p: wire.min_p.unwrap_or(default.min_p),
+        repetition_penalty: wire.repetition_penalty.unwrap_or(default.repetition_penalty),
+        presence_penalty: wire.presence_penalty.unwrap_or(default.presence_penalty),
+        frequency_penalty: wire.frequency_penalty.unwrap_or(default.frequency_penalty),
+        seed: wire.seed.unwrap_or_else(draw_seed),
+    }
+}
+
+fn stop_strings(stop: &[String], violations: &mut Vec<Violation>) {
+    if stop.len() > MAX_STOP_STRINGS {
+        let description = format!(
+            "has {} strings, at most {MAX_STOP_STRINGS} are possible",
+            stop.len()
+        );
+        violations.push(Violation::new("sampling.stop", description));
+    }
+    for (index, text) in stop.iter().enumerate() {
+        let description = match text.len() {
+            0 => "is empty".to_string(),
+            length if length > MAX_STOP_BYTES => {
+                format!("has {length} bytes, at most {MAX_STOP_BYTES} are possible")
+            }
+            _ => continue,
+        };
+        violations.push(Violation::new(format!("sampling.stop[{index}]"), description));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn prompt(sampling: v1::SamplingParams) -> v1::GenerateRequest {
+        v1::GenerateRequest {
+            input: Some(v1::generate_request::Input::Prompt("hi".into())),
+            sampling: Some(sampling),
+            ..Default::default()
+        }
+    }
+
+    fn fields(request: v1::GenerateRequest) -> Vec<String> {
+        let violations = parse(request, || 0).map(|_| ()).unwrap_err();
+        violations.into_iter().map(|violation| violation.field).collect()
+    }
+
+    #[test]
+    fn an_absent_field_is_the_default_and_a_zero_is_a_zero() {
+        let absent = parse(prompt(v1::SamplingParams::default()), || 42).unwrap();
+        assert_eq!(
+            absent.sampling,
+            SamplingParams {
+                seed: 42,
+                ..SamplingParams::default()
+            }
+        );
+        assert_eq!(absent.max_tokens, None);
+        let zero = v1::SamplingParams {
+            temperature: Some(0.0),
+            seed: Some(0),
+            ..Default::default()
+        };
+        let zero = parse(prompt(zero), || 42).unwrap().sampling;
+        assert_eq!((zero.temperature, zero.seed), (0.0, 0));
+    }
+
+    #[test]
+    fn every_field_at_fault_is_named() {
+        let request = v1::GenerateRequest {
+            sampling: Some(v1::SamplingParams {
+                top_p: Some(1.5),
+                max_tokens: Some(0),
+                stop: vec!["ok".into(), String::new()],
+                ..Default::default()
+            }),
+            top_logprobs: Some(21),
+            ..Default::default()
+        };
+        assert_eq!(
+            fields(request),
+            [
+                "input",
+                "sampling.top_p",
+                "sampling.max_tokens",
+                "sampling.stop[1]",
+                "top_logprobs"
+            ]
+        );
+    }
+
+    #[test]
+    fn numbers_that_are_not_numbers_are_refused() {
+        for (field, params) in [
+            (
+                "sampling.temperature",
+                v1::SamplingParams {
+                    temperature: Some(f32::NAN),
+                    ..Default::default()
+                },
+            ),
+            (
+                "sampling.temperature",
+                v1::SamplingParams {
+                    temperature: Some(-0.1),
+                    ..Default::default()
+                },
+            ),
+            (
+                "sampling.top_p",
+                v1::SamplingParams {
+                    top_p: Some(0.0),
+                    ..Default::default()
+                },
+            ),
+            (
+                "sampling.min_p",
+                v1::SamplingParams {
+                    min_p: Some(1.1),
+                    ..Default::default()
+                },
+            ),
+            (
+                "sampling.repetition_penalty",
+                v1::SamplingParams {
+                    repetition_penalty: Some(f32::INFINITY),
+                    ..Default::default()
+                },
+            ),
+            (
+                "sampling.presence_penalty",
+                v1::SamplingParams {
+                    presence_penalty: Some(2.5),
+                    ..Default::default()
+                },
+            ),
+            (
+                "sampling.frequency_penalty",
+                v1::SamplingParams {
+                    frequency_penalty: Some(-3.0),
+                    ..Default::default()
+                },
+            ),
+        ] {
+            assert_eq!(fields(prompt(params)), [field]);
+        }
+    }
+
+    #[test]
+    fn too_many_or_too_long_stops_are_refused() {
+        let ids = v1::SamplingParams {
+            stop_token_ids: vec![1; 65],
+            ..Default::default()
+        };
+        assert_eq!(fields(prompt(ids)), ["sampling.stop_token_ids"]);
+        let many = v1::SamplingParams {
+            stop: vec!["x".into(); 17],
+            ..Default::default()
+        };
+        assert_eq!(fields(prompt(many)), ["sampling.stop"]);
+        let long = v1::SamplingParams {
+            stop: vec!["x".repeat(257)],
+            ..Default::default()
+        };
+        assert_eq!(fields(prompt(long)), ["sampling.stop[0]"]);
+    }
+
+    #[test]
+    fn a_chat_needs_messages_with_roles() {
+        let chat = |messages| v1::GenerateRequest {
+            input: Some(v1::generate_request::Input::Chat(v1::Chat { messages })),
+            ..Default::default()
+        };
+        assert_eq!(fields(chat(vec![])), ["chat.messages"]);
+        let message = |role: &str| v1::ChatMessage {
+            role: role.into(),
+            content: String::new(),
+        };
+        assert_eq!(
+            fields(chat(vec![message("user"), message("")])),
+            ["chat.messages[1].role"]
+        );
+    }
+
+    #[test]
+    fn logprobs_of_an_echoed_prompt_are_refused() {
+        let request = v1::GenerateRequest {
+            echo: true,
+            top_logprobs: Some(0),
+            ..prompt(Default::default())
+        };
+        assert_eq!(fields(request), ["top_logprobs"]);
+    }
+}

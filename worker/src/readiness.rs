@@ -1,0 +1,149 @@
+//! Whether the worker takes requests, and who is told.
+
+use std::{fmt, time::Duration};
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tonic_health::{ServingStatus, server::HealthReporter};
+
+use crate::catalogue::Catalogue;
+
+/// How often the engines are asked whether they still make progress.
+const WATCH_EVERY: Duration = Duration::from_secs(1);
+
+/// The service whose health is reported beside the whole server's (the empty name).
+const SERVICE: &str = "penstock.v1.Inference";
+
+/// Whether the worker takes requests.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Readiness {
+    /// Checkpoints are being loaded.
+    Loading,
+    /// Requests are taken.
+    Serving,
+    /// No new requests; running ones finish.
+    Draining,
+    /// Sequences run and no step completes on the named engine.
+    Stalled(String),
+}
+
+impl fmt::Display for Readiness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Loading => f.write_str("loading its models"),
+            Self::Serving => f.write_str("serving"),
+            Self::Draining => f.write_str("draining"),
+            Self::Stalled(engine) => write!(f, "stalled: the engine of {engine} completes no step"),
+        }
+    }
+}
+
+/// Moves the state; the only writer of its channel.
+#[derive(Debug, Clone)]
+pub(crate) struct ReadinessGate(watch::Sender<Readiness>);
+
+impl ReadinessGate {
+    /// Loading at first.
+    pub(crate) fn new() -> Self {
+        Self(watch::Sender::new(Readiness::Loading))
+    }
+
+    pub(crate) fn subscribe(&self) -> watch::Receiver<Readiness> {
+        self.0.subscribe()
+    }
+
+    pub(crate) fn get(&self) -> Readiness {
+        self.0.borrow().clone()
+    }
+
+    /// Models are loaded. A worker that was told to drain meanwhile keeps draining.
+    pub(crate) fn loaded(&self) {
+        self.change(|now| (*now == Readiness::Loading).then_some(Readiness::Serving));
+    }
+
+    /// There is no way back from draining.
+    pub(crate) fn drain(&self) {
+        self.change(|_| Some(Readiness::Draining));
+    }
+
+    /// What the watchdog saw: the engine without progress, if there is one.
+    pub(crate) fn observed(&self, stalled: Option<String>) {
+        self.change(|now| match (now, stalled) {
+            (Readiness::Serving | Readiness::Stalled(_), Some(engine)) => Some(Readiness::Stalled(engine)),
+            (Readiness::Stalled(_), None) => Some(Readiness::Serving),
+            _ => None,
+        });
+    }
+
+    fn change(&self, next: impl FnOnce(&Readiness) -> Option<Readiness>) {
+        self.0.send_if_modified(|now| match next(now) {
+            Some(next) if next != *now => {
+                tracing::info!(from = %now, to = %next, "readiness changed");
+                *now = next;
+                true
+            }
+            _ => false,
+        });
+    }
+}
+
+/// Tells grpc.health.v1 every change until `stop`.
+pub(crate) async fn report(
+    reporter: HealthReporter,
+    mut state: watch::Receiver<Readiness>,
+    stop: CancellationToken,
+) {
+    loop {
+        let status = match *state.borrow_and_update() {
+            Readiness::Serving => ServingStatus::Serving,
+            _ => ServingStatus::NotServing,
+        };
+        for service in ["", SERVICE] {
+            reporter.set_service_status(service, status).await;
+        }
+        tokio::select! {
+            changed = state.changed() => if changed.is_err() { return },
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
+/// Asks the engines until `stop` whether they make progress: a server that hangs must not call itself
+/// healthy.
+pub(crate) async fn watch_progress(catalogue: Catalogue, gate: ReadinessGate, stop: CancellationToken) {
+    let mut ticks = tokio::time::interval(WATCH_EVERY);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => gate.observed(catalogue.stalled()),
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn draining_is_final() {
+        let gate = ReadinessGate::new();
+        gate.drain();
+        gate.loaded();
+        gate.observed(Some("demo@v1".into()));
+        gate.observed(None);
+        assert_eq!(gate.get(), Readiness::Draining);
+    }
+
+    #[test]
+    fn a_stall_ends_when_steps_complete_again() {
+        let gate = ReadinessGate::new();
+        gate.observed(Some("demo@v1".into()));
+        assert_eq!(gate.get(), Readiness::Loading);
+        gate.loaded();
+        gate.observed(Some("demo@v1".into()));
+        assert_eq!(gate.get(), Readiness::Stalled("demo@v1".into()));
+        gate.observed(None);
+        assert_eq!(gate.get(), Readiness::Serving);
+    }
+}
