@@ -68,14 +68,26 @@ pub enum AssignError {
 ///
 /// # Errors
 /// A pin to an unknown revision.
-pub fn assign<'r>(route: &'r Route, attributes: &Attributes<'_>, draw: u64) -> Result<Assignment<'r>, AssignError> {
-    let stable = |reason, bucket| Assignment { revision: &route.stable, reason, bucket };
+pub fn assign<'r>(
+    route: &'r Route,
+    attributes: &Attributes<'_>,
+    draw: u64,
+) -> Result<Assignment<'r>, AssignError> {
+    let stable = |reason, bucket| Assignment {
+        revision: &route.stable,
+        reason,
+        bucket,
+    };
     if let Some(pin) = attributes.pin {
         if route.revoked.iter().any(|name| name == pin) {
             return Ok(stable(Reason::PinRevoked, None));
         }
         return match route.revisions().find(|revision| revision.name == pin) {
-            Some(revision) => Ok(Assignment { revision, reason: Reason::Pin, bucket: None }),
+            Some(revision) => Ok(Assignment {
+                revision,
+                reason: Reason::Pin,
+                bucket: None,
+            }),
             None => Err(AssignError::UnknownRevision {
                 model: route.model.clone(),
                 revision: pin.to_owned(),
@@ -86,14 +98,22 @@ pub fn assign<'r>(route: &'r Route, attributes: &Attributes<'_>, draw: u64) -> R
     let Some(canary) = &route.canary else {
         return Ok(stable(Reason::NoRollout, None));
     };
-    let key = route.sticky.keys.iter().find_map(|key| (attributes.metadata)(key.metadata()).filter(|v| !v.is_empty()));
+    let key = route
+        .sticky
+        .keys
+        .iter()
+        .find_map(|key| (attributes.metadata)(key.metadata()).filter(|v| !v.is_empty()));
     let (bucket, reason) = match (key, route.sticky.on_missing) {
         (Some(key), _) => (bucket(&route.rollout_uid, key.as_bytes()), Reason::Bucket),
         (None, OnMissing::Request) => (scale(draw), Reason::Request),
         (None, OnMissing::Stable) => return Ok(stable(Reason::MissingKey, None)),
     };
     if bucket < canary.share.get() {
-        return Ok(Assignment { revision: &canary.revision, reason, bucket: Some(bucket) });
+        return Ok(Assignment {
+            revision: &canary.revision,
+            reason,
+            bucket: Some(bucket),
+        });
     }
     Ok(stable(reason, Some(bucket)))
 }

@@ -38,6 +38,10 @@ mod topology;
 pub use assign::{AssignError, Assignment, Attributes, Reason, assign, bucket};
 pub use ppm::{Ppm, PpmError};
 pub use rollout::{Change, CreateRollout, Phase, Rollout, RolloutError};
-pub use route::{Canary, OnMissing, Published, Revision, Route, Sticky, StickyKey, StickyKeyError, build_routes};
+pub use route::{
+    Canary, OnMissing, Published, Revision, Route, Sticky, StickyKey, StickyKeyError, build_routes,
+};
 pub use snapshot::{Snapshot, SnapshotError};
-pub use topology::{Endpoint, EndpointSet, PublishedRevision, ServedRevision, WorkerRecord};
+pub use topology::{
+    Endpoint, EndpointSet, PublishedRevision, ServedRevision, Topology, WorkerRecord, build_topology,
+};

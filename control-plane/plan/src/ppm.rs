@@ -80,7 +80,10 @@ impl FromStr for Ppm {
     fn from_str(value: &str) -> Result<Self, PpmError> {
         let trimmed = value.trim();
         if let Some(ppm) = trimmed.strip_suffix("ppm") {
-            let ppm = ppm.trim().parse().map_err(|_| error(value, "parts per million are a whole number"))?;
+            let ppm = ppm
+                .trim()
+                .parse()
+                .map_err(|_| error(value, "parts per million are a whole number"))?;
             return Self::new(ppm).map_err(|e| error(value, e.reason));
         }
         let Some(percent) = trimmed.strip_suffix('%') else {
@@ -96,7 +99,11 @@ fn percent_to_ppm(percent: &str) -> Result<u32, &'static str> {
     const SHAPE: &str = "a percentage is a number from 0 to 100, for example 2.5%";
     let (whole, decimals) = percent.split_once('.').unwrap_or((percent, ""));
     let digits = |text: &str| text.bytes().all(|b| b.is_ascii_digit());
-    if whole.is_empty() || !digits(whole) || !digits(decimals) || (percent.contains('.') && decimals.is_empty()) {
+    if whole.is_empty()
+        || !digits(whole)
+        || !digits(decimals)
+        || (percent.contains('.') && decimals.is_empty())
+    {
         return Err(SHAPE);
     }
     if decimals.trim_end_matches('0').len() > 4 {
@@ -105,11 +112,17 @@ fn percent_to_ppm(percent: &str) -> Result<u32, &'static str> {
     let whole: u32 = whole.parse().map_err(|_| SHAPE)?;
     let decimals = format!("{:0<4}", decimals.trim_end_matches('0'));
     let rest: u32 = decimals.parse().map_err(|_| SHAPE)?;
-    whole.checked_mul(10_000).and_then(|ppm| ppm.checked_add(rest)).ok_or(SHAPE)
+    whole
+        .checked_mul(10_000)
+        .and_then(|ppm| ppm.checked_add(rest))
+        .ok_or(SHAPE)
 }
 
 fn error(value: &str, reason: &'static str) -> PpmError {
-    PpmError { value: value.into(), reason }
+    PpmError {
+        value: value.into(),
+        reason,
+    }
 }
 
 #[cfg(test)]
@@ -119,14 +132,34 @@ mod tests {
 
     #[test]
     fn shares_are_read_exactly() {
-        for (text, ppm) in [("5%", 50_000), ("0.5%", 5_000), ("0.0001%", 1), ("100%", 1_000_000), ("2.50 %", 25_000), ("20000ppm", 20_000)] {
+        for (text, ppm) in [
+            ("5%", 50_000),
+            ("0.5%", 5_000),
+            ("0.0001%", 1),
+            ("100%", 1_000_000),
+            ("2.50 %", 25_000),
+            ("20000ppm", 20_000),
+        ] {
             assert_eq!(text.parse::<Ppm>().unwrap().get(), ppm, "{text}");
         }
     }
 
     #[test]
     fn what_is_no_share_is_refused_with_its_value() {
-        for text in ["", "5", "%", "-1%", "101%", "0.00001%", "NaN%", "1e2%", "5.%", ".5%", "1000001ppm", "99999999999%"] {
+        for text in [
+            "",
+            "5",
+            "%",
+            "-1%",
+            "101%",
+            "0.00001%",
+            "NaN%",
+            "1e2%",
+            "5.%",
+            ".5%",
+            "1000001ppm",
+            "99999999999%",
+        ] {
             let error = text.parse::<Ppm>().unwrap_err().to_string();
             assert!(error.contains(&format!("{text:?}")), "{error}");
         }

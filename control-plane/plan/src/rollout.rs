@@ -111,6 +111,18 @@ pub enum RolloutError {
     /// Stable and canary are one revision.
     #[error("stable and canary are both {0:?}; a rollout needs two revisions")]
     SameRevision(String),
+    /// Another revision serves since the last rollout, and would lose all its traffic at once.
+    #[error(
+        "{serving:?} serves {model} now: a rollout cannot start from {stable:?}; leave stable out or name {serving:?}"
+    )]
+    NotServing {
+        /// The model.
+        model: String,
+        /// What was named as stable.
+        stable: String,
+        /// What serves.
+        serving: String,
+    },
     /// The phase forbids the change.
     #[error("the rollout of {model} is {phase}: {change} is not possible; {remedy}")]
     Phase {
@@ -168,16 +180,32 @@ impl Rollout {
     /// A new rollout in place of `previous`, which must be over.
     ///
     /// # Errors
-    /// Another rollout is under way, or stable and canary are one.
+    /// Another rollout is under way, another revision serves, or stable and canary are one.
     pub fn create(new: CreateRollout, previous: Option<&Self>, change: Change) -> Result<Self, RolloutError> {
         if let Some(previous) = previous.filter(|previous| !previous.phase.is_final()) {
-            return Err(RolloutError::Active { model: previous.model.clone(), phase: previous.phase });
+            return Err(RolloutError::Active {
+                model: previous.model.clone(),
+                phase: previous.phase,
+            });
         }
         if new.stable == new.canary {
             return Err(RolloutError::SameRevision(new.canary));
         }
+        if let Some(serving) = previous
+            .map(Self::serving_stable)
+            .filter(|serving| *serving != new.stable)
+        {
+            let serving = serving.to_owned();
+            return Err(RolloutError::NotServing {
+                model: new.model,
+                stable: new.stable,
+                serving,
+            });
+        }
         // A revision that is tried again is no longer revoked.
-        let mut revoked = previous.map(|previous| previous.revoked.clone()).unwrap_or_default();
+        let mut revoked = previous
+            .map(|previous| previous.revoked.clone())
+            .unwrap_or_default();
         revoked.retain(|name| *name != new.canary && *name != new.stable);
         Ok(Self {
             uid: new.uid,
@@ -204,7 +232,10 @@ impl Rollout {
     /// The rollout is being promoted or aborted, or is over.
     pub fn set(&self, share: Ppm, change: Change) -> Result<Self, RolloutError> {
         self.needs(&[Phase::Converging, Phase::Paused], "setting a share")?;
-        Ok(Self { share, ..self.replanned(Phase::Converging, change) })
+        Ok(Self {
+            share,
+            ..self.replanned(Phase::Converging, change)
+        })
     }
 
     /// The canary gets everything, and becomes stable once that is acknowledged.
@@ -213,7 +244,10 @@ impl Rollout {
     /// The rollout is being promoted or aborted, or is over.
     pub fn promote(&self, change: Change) -> Result<Self, RolloutError> {
         self.needs(&[Phase::Converging, Phase::Paused], "promoting")?;
-        Ok(Self { share: Ppm::ALL, ..self.replanned(Phase::Promoting, change) })
+        Ok(Self {
+            share: Ppm::ALL,
+            ..self.replanned(Phase::Promoting, change)
+        })
     }
 
     /// Stable gets everything; share and pins go together. `uid` empty aborts whichever rollout is there.
@@ -225,13 +259,20 @@ impl Rollout {
     pub fn abort(&self, uid: &str, change: Change) -> Result<Self, RolloutError> {
         if !uid.is_empty() && uid != self.uid {
             let (expected, found) = (uid.to_owned(), self.uid.clone());
-            return Err(RolloutError::OtherUid { model: self.model.clone(), expected, found });
+            return Err(RolloutError::OtherUid {
+                model: self.model.clone(),
+                expected,
+                found,
+            });
         }
         match self.phase {
             Phase::Aborting | Phase::RolledBack => Ok(self.clone()),
             Phase::Succeeded => self.needs(&[], "aborting").map(|()| self.clone()),
             Phase::Converging | Phase::Paused | Phase::Promoting => {
-                let mut next = Self { share: Ppm::ZERO, ..self.replanned(Phase::Aborting, change) };
+                let mut next = Self {
+                    share: Ppm::ZERO,
+                    ..self.replanned(Phase::Aborting, change)
+                };
                 next.revoked.push(self.canary.clone());
                 Ok(next)
             }
@@ -248,7 +289,10 @@ impl Rollout {
 
     /// The same plan in a later phase; the route is the same, so the generation is too.
     pub(crate) fn in_phase(&self, phase: Phase) -> Self {
-        Self { phase, ..self.clone() }
+        Self {
+            phase,
+            ..self.clone()
+        }
     }
 
     /// The next plan.
@@ -274,7 +318,12 @@ impl Rollout {
             Phase::Aborting => "wait until it is rolled back",
             _ => "it is over; create a new rollout",
         };
-        Err(RolloutError::Phase { model: self.model.clone(), phase: self.phase, change, remedy })
+        Err(RolloutError::Phase {
+            model: self.model.clone(),
+            phase: self.phase,
+            change,
+            remedy,
+        })
     }
 }
 

@@ -115,11 +115,17 @@ fn rollout_route(rollout: &Rollout, revisions: &[PublishedRevision]) -> Option<R
     let stable = find(rollout.serving_stable())?;
     let canary = match rollout.phase {
         Phase::Converging | Phase::Paused | Phase::Promoting => {
-            find(&rollout.canary).map(|revision| Canary { revision, share: rollout.share })
+            find(&rollout.canary).map(|revision| Canary {
+                revision,
+                share: rollout.share,
+            })
         }
         Phase::Succeeded | Phase::Aborting | Phase::RolledBack => None,
     };
-    let routed = [stable.name.as_str(), canary.as_ref().map_or("", |c| &c.revision.name)];
+    let routed = [
+        stable.name.as_str(),
+        canary.as_ref().map_or("", |c| &c.revision.name),
+    ];
     Some(Route {
         model: rollout.model.clone(),
         pinnable: others(revisions, &routed, &rollout.revoked),
@@ -133,7 +139,8 @@ fn rollout_route(rollout: &Rollout, revisions: &[PublishedRevision]) -> Option<R
 }
 
 fn others(revisions: &[PublishedRevision], routed: &[&str], revoked: &[String]) -> Vec<Revision> {
-    let free = |r: &&PublishedRevision| !routed.contains(&r.revision.as_str()) && !revoked.contains(&r.revision);
+    let free =
+        |r: &&PublishedRevision| !routed.contains(&r.revision.as_str()) && !revoked.contains(&r.revision);
     revisions.iter().filter(free).map(Revision::from).collect()
 }
 
@@ -142,7 +149,10 @@ fn others(revisions: &[PublishedRevision], routed: &[&str], revoked: &[String]) 
 impl Revision {
     /// A revision by name and digest.
     pub fn new(name: impl Into<String>, digest: impl Into<String>) -> Self {
-        Self { name: name.into(), digest: digest.into() }
+        Self {
+            name: name.into(),
+            digest: digest.into(),
+        }
     }
 }
 
@@ -167,7 +177,10 @@ impl Route {
 /// By user: `metadata:x-user-id`; a request without one is drawn for by itself.
 impl Default for Sticky {
     fn default() -> Self {
-        Self { keys: vec![StickyKey("x-user-id".into())], on_missing: OnMissing::Request }
+        Self {
+            keys: vec![StickyKey("x-user-id".into())],
+            on_missing: OnMissing::Request,
+        }
     }
 }
 
@@ -190,7 +203,10 @@ impl FromStr for StickyKey {
     type Err = StickyKeyError;
 
     fn from_str(value: &str) -> Result<Self, StickyKeyError> {
-        let name = value.strip_prefix("metadata:").or_else(|| value.strip_prefix("header:")).unwrap_or_default();
+        let name = value
+            .strip_prefix("metadata:")
+            .or_else(|| value.strip_prefix("header:"))
+            .unwrap_or_default();
         let token = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
         if name.is_empty() || !name.bytes().all(token) {
             return Err(StickyKeyError(value.to_owned()));

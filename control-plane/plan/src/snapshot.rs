@@ -7,7 +7,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Ppm, Route};
+use crate::{Revision, Route};
 
 /// The routes of every model, under one number.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,35 +53,74 @@ impl Snapshot {
     /// # Errors
     /// The first field that is wrong.
     pub fn validate(&self) -> Result<(), SnapshotError> {
-        for (model, route) in &self.routes {
-            let field = |rest: &str| format!("routes[{model}].{rest}");
-            let wrong = |code, rest: &str, message: String| Err(SnapshotError { code, field: field(rest), message });
-            if *model != route.model {
-                return wrong("invalid_route", "model", format!("the route is for {:?}", route.model));
-            }
-            let mut names = BTreeSet::new();
-            for revision in route.revisions() {
-                if revision.name.is_empty() || revision.digest.is_empty() {
-                    return wrong("invalid_route", "revision", format!("{revision:?} lacks its name or digest"));
-                }
-                if !names.insert(&revision.name) {
-                    return wrong("invalid_route", "revision", format!("{:?} is named twice", revision.name));
-                }
-            }
-            if let Some(canary) = &route.canary {
-                if route.rollout_uid.is_empty() {
-                    return wrong("invalid_route", "rollout_uid", "a canary needs the uid of its rollout".into());
-                }
-                if canary.share > Ppm::ALL {
-                    return wrong("invalid_route", "canary.ppm", format!("{} is above 1000000", canary.share.get()));
-                }
-            }
-            if let Some(name) = route.revoked.iter().find(|name| names.contains(name)) {
-                return wrong("invalid_route", "revoked", format!("{name:?} serves and is revoked"));
-            }
-        }
-        Ok(())
+        self.routes.iter().try_for_each(|(model, route)| {
+            check(model, route).map_err(|(field, message)| SnapshotError {
+                code: "invalid_route",
+                field: format!("routes[{model}].{field}"),
+                message,
+            })
+        })
     }
+}
+
+/// The first field of a route that is wrong, and why.
+fn check(model: &str, route: &Route) -> Result<(), (String, String)> {
+    if model.is_empty() || *model != route.model {
+        return Err((
+            "model".into(),
+            format!("the route of {model:?} says that it is for {:?}", route.model),
+        ));
+    }
+    let mut names = BTreeSet::new();
+    for (field, revision) in revisions(route) {
+        if revision.name.is_empty() {
+            return Err((format!("{field}.name"), "it is empty".into()));
+        }
+        if revision.digest.is_empty() {
+            return Err((
+                format!("{field}.digest"),
+                format!("revision {:?} has none", revision.name),
+            ));
+        }
+        if !names.insert(revision.name.as_str()) {
+            return Err((
+                format!("{field}.name"),
+                format!("{:?} is named twice", revision.name),
+            ));
+        }
+    }
+    if route.canary.is_some() && route.rollout_uid.is_empty() {
+        return Err((
+            "rollout_uid".into(),
+            "a canary needs the uid of its rollout, the salt of the bucket".into(),
+        ));
+    }
+    let revoked = route
+        .revoked
+        .iter()
+        .position(|name| names.contains(name.as_str()));
+    revoked.map_or(Ok(()), |at| {
+        Err((
+            format!("revoked[{at}]"),
+            format!("{:?} is revoked and can be reached", route.revoked[at]),
+        ))
+    })
+}
+
+/// Every revision that a request can reach, with the path of its field.
+fn revisions(route: &Route) -> impl Iterator<Item = (String, &Revision)> {
+    let canary = route
+        .canary
+        .iter()
+        .map(|canary| ("canary.revision".into(), &canary.revision));
+    let pinnable = route
+        .pinnable
+        .iter()
+        .enumerate()
+        .map(|(at, revision)| (format!("pinnable[{at}]"), revision));
+    std::iter::once(("stable".into(), &route.stable))
+        .chain(canary)
+        .chain(pinnable)
 }
 
 /// Hashes fields so that no two different snapshots have the same bytes.
@@ -98,7 +137,7 @@ impl Canonical {
         self.0.update(text.as_bytes());
     }
 
-    fn revision(&mut self, revision: &crate::Revision) {
+    fn revision(&mut self, revision: &Revision) {
         self.text(&revision.name);
         self.text(&revision.digest);
     }
