@@ -19,7 +19,7 @@ use super::{CallError, Observation, RelayParts, ReplyStream, reply::Reply};
 use crate::catalogue::Served;
 
 /// Tokens that are ready together leave in one chunk, up to so many.
-const MAX_CHUNK_TOKENS: usize = 64;
+const MAX_CHUNK_TOKENS: usize = 32;
 /// The scheduler ends a sequence at its deadline; this much later the relay does so itself, in case no step
 /// completes any more.
 const DEADLINE_GRACE: Duration = Duration::from_millis(500);
@@ -92,8 +92,9 @@ impl Relay {
                 self.state = State::Open(tokens);
                 return Ok(chunk);
             }
-            let mut event = self.wait(&mut tokens).await;
-            for _ in 0..MAX_CHUNK_TOKENS {
+            let mut next = Some(self.wait(&mut tokens).await);
+            let mut left = MAX_CHUNK_TOKENS;
+            while let Some(event) = next.take() {
                 match self.take(event) {
                     Step::Continue => {}
                     Step::Complete(last) => {
@@ -107,9 +108,9 @@ impl Relay {
                         return self.fail(error);
                     }
                 }
-                match tokens.try_next() {
-                    None => break,
-                    Some(next) => event = Ok(next),
+                left -= 1;
+                if left > 0 {
+                    next = tokens.try_next().map(Ok);
                 }
             }
         }

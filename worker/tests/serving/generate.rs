@@ -53,6 +53,28 @@ async fn a_reply_has_contiguous_chunks_usage_metadata_and_stats() {
 }
 
 #[tokio::test]
+async fn tokens_that_pile_up_are_sent_together_and_none_is_lost() {
+    let mut running = fast().await;
+    let mut stream = running
+        .client
+        .generate(prompt("Hello", tokens(4000)))
+        .await
+        .unwrap()
+        .into_inner();
+    let first = stream.next().await.unwrap().unwrap();
+    // This thread runs the worker too: while it rests, the engine fills the reply's buffer.
+    for _ in 0..20 {
+        std::thread::sleep(Duration::from_millis(5));
+        tokio::task::yield_now().await;
+    }
+    let rest = read(stream).await;
+    let counts = rest.chunks.iter().map(|chunk| chunk.token_ids.len());
+    assert!(counts.clone().max().unwrap() > 16, "{counts:?}");
+    assert_eq!(first.token_ids.len() + counts.sum::<usize>(), 4000);
+    assert_eq!(rest.usage().completion_tokens, 4000);
+}
+
+#[tokio::test]
 async fn a_seed_is_drawn_and_told_where_none_is_given() {
     let mut running = fast().await;
     let mut seeds = Vec::new();
