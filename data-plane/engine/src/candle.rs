@@ -20,7 +20,11 @@ pub struct CandleRunner {
 impl CandleRunner {
     /// Runs `model`.
     pub fn new(model: Model) -> Self {
-        Self { model, sampler: Sampler::new(), logits: Vec::new() }
+        Self {
+            model,
+            sampler: Sampler::new(),
+            logits: Vec::new(),
+        }
     }
 }
 
@@ -34,7 +38,10 @@ impl Runner for CandleRunner {
     }
 
     fn describe(&self) -> RunnerInfo {
-        RunnerInfo { name: "candle", device: self.model.device() }
+        RunnerInfo {
+            name: "candle",
+            device: self.model.device(),
+        }
     }
 
     fn step(
@@ -43,7 +50,9 @@ impl Runner for CandleRunner {
         samples: &[SampleRequest<'_>],
         out: &mut Vec<Result<SampledToken, RunnerError>>,
     ) -> Result<(), RunnerError> {
-        self.model.forward(batch, &mut self.logits).map_err(|error| RunnerError::Model(error.to_string()))?;
+        self.model
+            .forward(batch, &mut self.logits)
+            .map_err(|error| RunnerError::Model(error.to_string()))?;
         let rows = self.logits.chunks_exact_mut(self.model.config().vocab_size);
         for (row, (logits, request)) in rows.zip(samples).enumerate() {
             out.push(self.sampler.sample(row, logits, request));

@@ -326,7 +326,10 @@ impl EngineThread {
 
     /// The bookkeeping is broken: its sequences fail, its KV is dropped, the engine goes on.
     fn start_over(&mut self) {
-        tracing::error!(engine = self.shared.config.name, "broken bookkeeping: all KV is dropped");
+        tracing::error!(
+            engine = self.shared.config.name,
+            "broken bookkeeping: all KV is dropped"
+        );
         self.scheduler = Scheduler::replacing(&mut self.scheduler, &self.shared.config);
         self.shared.published().step_started = None;
         self.publish();

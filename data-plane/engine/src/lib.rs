@@ -16,6 +16,8 @@ mod sampler;
 mod sampling;
 mod scheduler;
 mod stream;
+#[cfg(test)]
+mod testing;
 
 pub use candle::CandleRunner;
 pub use engine::{Engine, EngineConfig, EngineError, EngineStats};

@@ -207,7 +207,11 @@ impl Scheduler {
         let mut ended = Vec::new();
         for &index in &self.scheduled {
             let sequence = &mut self.running[index];
-            let row = if sequence.samples_next() { rows.next() } else { None };
+            let row = if sequence.samples_next() {
+                rows.next()
+            } else {
+                None
+            };
             if let Some(Err(error)) = row {
                 // What this step computed is not to be trusted: it stays out of the tree.
                 ended.push((index, Event::Failed(SequenceError::Runner(error.to_string()))));
@@ -336,7 +340,9 @@ impl Scheduler {
             let waiting = self.waiting.iter().enumerate();
             waiting.filter(|(_, sequence)| !sequence.sink.is_blocked())
         };
-        if let Some((index, _)) = ready().find(|(_, s)| s.started || self.waiting.len() > LONGEST_PREFIX_LIMIT) {
+        if let Some((index, _)) =
+            ready().find(|(_, s)| s.started || self.waiting.len() > LONGEST_PREFIX_LIMIT)
+        {
             return Some(index);
         }
         let page_size = self.cache.page_size();

@@ -70,12 +70,7 @@ impl Drop for QueuePlace {
 
 impl Running {
     /// A sequence that waits. Its prompt is shorter than `context_length`.
-    pub(crate) fn new(
-        sequence: Sequence,
-        sink: EventSink,
-        place: QueuePlace,
-        context_length: usize,
-    ) -> Self {
+    pub(crate) fn new(sequence: Sequence, sink: EventSink, place: QueuePlace, context_length: usize) -> Self {
         let prompt_len = sequence.prompt.len();
         let history = sequence
             .sampling

@@ -1,0 +1,185 @@
+//! A runner with a memory: what it yields depends on every slot that the page tables point to, so a wrong page
+//! table, a page freed too early or written twice changes tokens or fails the step.
+
+use penstock_model::Batch;
+
+use crate::{
+    EngineConfig, Event, Runner, RunnerError, RunnerInfo, SampleRequest, SampledToken, SamplingParams,
+    Sequence, TokenStream,
+};
+
+/// Ids from here on are never generated.
+pub(crate) const GENERATED_BELOW: u32 = 200;
+/// A sequence whose last token is this one yields no numbers.
+pub(crate) const POISON: u32 = 250;
+pub(crate) const VOCAB_SIZE: usize = 256;
+
+type Hook = Box<dyn FnMut(&Batch) -> Result<(), RunnerError> + Send>;
+
+pub(crate) struct MemoryRunner {
+    page_size: usize,
+    context_length: usize,
+    /// Per slot: the token, and the hash of all tokens up to it.
+    slots: Vec<(u32, u64)>,
+    hook: Hook,
+}
+
+// === impl MemoryRunner ===
+
+impl MemoryRunner {
+    pub(crate) fn new(config: &EngineConfig) -> Self {
+        Self::with_hook(config, |_| Ok(()))
+    }
+
+    /// `hook` is called before each step; it may fail, panic or block.
+    pub(crate) fn with_hook(
+        config: &EngineConfig,
+        hook: impl FnMut(&Batch) -> Result<(), RunnerError> + Send + 'static,
+    ) -> Self {
+        Self {
+            page_size: config.page_size,
+            context_length: 10_000,
+            slots: vec![(0, 0); config.page_size * config.num_pages],
+            hook: Box::new(hook),
+        }
+    }
+
+    fn slot(&self, pages: &[u32], position: usize) -> usize {
+        pages[position / self.page_size] as usize * self.page_size + position % self.page_size
+    }
+}
+
+impl Runner for MemoryRunner {
+    fn vocab_size(&self) -> usize {
+        VOCAB_SIZE
+    }
+
+    fn context_length(&self) -> usize {
+        self.context_length
+    }
+
+    fn describe(&self) -> RunnerInfo {
+        RunnerInfo {
+            name: "memory",
+            device: "none".into(),
+        }
+    }
+
+    fn step(
+        &mut self,
+        batch: &Batch,
+        samples: &[SampleRequest<'_>],
+        out: &mut Vec<Result<SampledToken, RunnerError>>,
+    ) -> Result<(), RunnerError> {
+        (self.hook)(batch)?;
+        assert_eq!(samples.len(), batch.logit_rows());
+        for sequence in &batch.sequences {
+            let pages = batch.pages(sequence);
+            let query = &batch.tokens[sequence.query_start..][..sequence.query_len];
+            let first = sequence.context_len - sequence.query_len;
+            for (&token, position) in query.iter().zip(first..) {
+                let before = position.checked_sub(1);
+                let seen = before.map_or(0, |before| self.slots[self.slot(pages, before)].1);
+                let slot = self.slot(pages, position);
+                self.slots[slot] = (token, chain(seen, token));
+            }
+        }
+        for sequence in &batch.sequences {
+            let pages = batch.pages(sequence);
+            let mut seen = 0;
+            for position in 0..sequence.context_len {
+                let (token, hash) = self.slots[self.slot(pages, position)];
+                seen = chain(seen, token);
+                assert_eq!(seen, hash, "position {position} holds another sequence's KV");
+            }
+            let last = batch.tokens[sequence.query_start + sequence.query_len - 1];
+            if sequence.logits && last == POISON {
+                out.push(Err(RunnerError::NotNumbers { row: out.len() }));
+            } else if sequence.logits {
+                out.push(Ok(SampledToken {
+                    id: next_token(seen),
+                    logprob: None,
+                    top: Vec::new(),
+                }));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn chain(seen: u64, token: u32) -> u64 {
+    xxhash_rust::xxh3::xxh3_64_with_seed(&token.to_le_bytes(), seen)
+}
+
+fn next_token(seen: u64) -> u32 {
+    (seen % u64::from(GENERATED_BELOW)) as u32
+}
+
+/// The reply to `prompt`, worked out without an engine.
+pub(crate) fn reply(prompt: &[u32], length: usize) -> Vec<u32> {
+    let mut seen = prompt.iter().fold(0, |seen, &token| chain(seen, token));
+    let next = std::iter::repeat_with(|| {
+        let token = next_token(seen);
+        seen = chain(seen, token);
+        token
+    });
+    next.take(length).collect()
+}
+
+pub(crate) fn sequence(prompt: &[u32], max_tokens: usize) -> Sequence {
+    Sequence {
+        prompt: prompt.to_vec(),
+        sampling: SamplingParams::default(),
+        stop_token_ids: Vec::new(),
+        max_tokens,
+        top_logprobs: None,
+        deadline: None,
+        namespace: 0,
+    }
+}
+
+/// What a stream has yielded.
+#[derive(Debug, Default)]
+pub(crate) struct Heard {
+    pub(crate) started: usize,
+    pub(crate) cached_tokens: usize,
+    pub(crate) tokens: Vec<u32>,
+    /// The closing event.
+    pub(crate) closing: Option<Event>,
+}
+
+// === impl Heard ===
+
+impl Heard {
+    /// Reads what is there now.
+    pub(crate) fn read(&mut self, stream: &mut TokenStream) {
+        while let Some(event) = stream.try_next() {
+            self.note(event);
+        }
+    }
+
+    /// Reads until the stream ends.
+    pub(crate) fn all(stream: &mut TokenStream) -> Self {
+        let mut heard = Self::default();
+        while let Some(event) = stream.blocking_next() {
+            heard.note(event);
+        }
+        heard
+    }
+
+    pub(crate) fn is_finished(&self) -> bool {
+        matches!(self.closing, Some(Event::Finished(_)))
+    }
+
+    fn note(&mut self, event: Event) {
+        assert!(self.closing.is_none(), "nothing comes after the closing event");
+        match event {
+            Event::Started { cached_tokens, .. } => {
+                self.started += 1;
+                self.cached_tokens = cached_tokens;
+            }
+            Event::Token(token) => self.tokens.push(token.id),
+            closing => self.closing = Some(closing),
+        }
+    }
+}
