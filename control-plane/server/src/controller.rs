@@ -1,0 +1,205 @@
+//! The reconcile loop: keeps the world up to date, publishes snapshots and takes the next phase.
+
+use std::{sync::Arc, time::Duration};
+
+use penstock_plan::{
+    Phase, Rollout, Snapshot,
+    planner::{self, Decision, Inventory},
+};
+use penstock_store::{CommitError, Key, Operation, Precondition, Prefix, Store, StoreError, Transaction};
+use penstock_telemetry::instruments::ControlPlaneMetrics;
+use tokio_stream::StreamExt as _;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    audit::Record,
+    gateways::Gateways,
+    leader::Leadership,
+    now_ms,
+    world::{State, Stored, World},
+};
+
+/// Liveness changes by silence alone, so somebody has to look.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Pause after the store did not answer.
+const RETRY: Duration = Duration::from_millis(300);
+/// Snapshots kept for people who look back.
+const KEPT_EPOCHS: usize = 64;
+
+/// Everything that reconciling needs.
+pub(crate) struct Controller {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) world: Arc<World>,
+    pub(crate) gateways: Arc<Gateways>,
+    pub(crate) leadership: Leadership,
+    pub(crate) metrics: ControlPlaneMetrics,
+}
+
+/// Why a write of the controller did not happen.
+type Outcome = Result<(), CommitError>;
+
+// === impl Controller ===
+
+impl Controller {
+    /// Follows the store until `stop`.
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
+        let mut said = false;
+        while !stop.is_cancelled() {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                result = self.follow() => match result {
+                    Ok(()) => said = false,
+                    Err(error) if !std::mem::replace(&mut said, true) => {
+                        tracing::warn!(error = &error as &dyn std::error::Error, "the store does not answer; serving from memory");
+                    }
+                    Err(_) => {}
+                }
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    /// Lists, then watches; returns when the watch ends.
+    async fn follow(&mut self) -> Result<(), StoreError> {
+        let listing = self.store.list(Prefix::All).await?;
+        let from = listing.revision + 1;
+        self.world.load(listing);
+        let mut events = self.store.watch(Prefix::All, from).await?;
+        let mut changes = self.world.changes();
+        let mut look = tokio::time::interval(LOOK_EVERY);
+        loop {
+            self.reconcile().await;
+            tokio::select! {
+                event = events.next() => match event {
+                    Some(event) => self.world.apply(event),
+                    None => return Ok(()),
+                },
+                // Acknowledgements come this way.
+                _ = changes.changed() => {}
+                _ = self.leadership.changed() => {}
+                _ = look.tick() => {}
+            }
+            // Whatever came together is reconciled together.
+            while let Some(Some(event)) = futures_util::FutureExt::now_or_never(events.next()) {
+                self.world.apply(event);
+            }
+            changes.mark_unchanged();
+        }
+    }
+
+    async fn reconcile(&self) {
+        self.measure();
+        let Some(term) = *self.leadership.borrow() else { return };
+        if let Err(error) = self.publish(term).await {
+            log("publish a snapshot", &error);
+            return;
+        }
+        let rollouts: Vec<Stored<Rollout>> = self.world.state().rollouts.values().cloned().collect();
+        for rollout in rollouts {
+            if let Err(error) = self.advance(term, rollout).await {
+                log("take the next phase", &error);
+            }
+        }
+    }
+
+    /// Writes the next snapshot if routes have changed.
+    async fn publish(&self, term: u64) -> Outcome {
+        let (snapshot, pointer, old) = {
+            let state = self.world.state();
+            let routes = state.wanted_routes();
+            let newest = state.newest_snapshot();
+            if newest.map_or(routes.is_empty(), |newest| newest.routes == routes) {
+                return Ok(());
+            }
+            let epoch = newest.map_or(0, |newest| newest.epoch) + 1;
+            (Snapshot { epoch, routes }, state.pointer_revision, stale_epochs(&state))
+        };
+        if let Err(error) = snapshot.validate() {
+            tracing::error!(%error, "the next snapshot is not valid; gateways keep the last one");
+            return Ok(());
+        }
+        let pointer = match pointer {
+            Some(revision) => Precondition::ModRevision(Key::SnapshotPointer, revision),
+            None => Precondition::Absent(Key::SnapshotPointer),
+        };
+        let value = serde_json::to_vec(&snapshot).expect("a snapshot is plain data with string keys");
+        let mut operations = vec![
+            Operation::Put { key: Key::Snapshot(snapshot.epoch), value: value.into(), lease: None },
+            Operation::Put {
+                key: Key::SnapshotPointer,
+                value: snapshot.epoch.to_string().into_bytes().into(),
+                lease: None,
+            },
+        ];
+        operations.extend(old.into_iter().map(|epoch| Operation::Delete(Key::Snapshot(epoch))));
+        let revision = self.store.commit(Transaction { preconditions: vec![fence(term), pointer], operations }).await?;
+        tracing::info!(epoch = snapshot.epoch, revision, "snapshot published");
+        Ok(())
+    }
+
+    /// Writes what the planner decides.
+    async fn advance(&self, term: u64, rollout: Stored<Rollout>) -> Outcome {
+        let inventory = self.inventory(&rollout.value);
+        let Decision::Write(next) = planner::decide(&rollout.value, &inventory, now_ms()) else { return Ok(()) };
+        let (model, from, to) = (next.model.clone(), rollout.value.phase, next.phase);
+        let record = Record { operation: "controller", before: Some(&rollout.value), after: &next };
+        let transaction = Transaction {
+            preconditions: vec![
+                fence(term),
+                Precondition::ModRevision(Key::Rollout(model.clone()), rollout.mod_revision),
+            ],
+            operations: vec![put_rollout(&next), record.operation(now_ms())],
+        };
+        self.store.commit(transaction).await?;
+        if matches!(from, Phase::Converging | Phase::Aborting | Phase::Promoting) {
+            let since = now_ms().saturating_sub(rollout.value.updated_ms);
+            self.metrics.converged(Duration::from_millis(since));
+        }
+        tracing::info!(model, %from, %to, "the rollout goes on");
+        Ok(())
+    }
+
+    fn inventory(&self, rollout: &Rollout) -> Inventory {
+        let published_epoch = self.world.state().published_epoch(rollout);
+        self.gateways.inventory(published_epoch)
+    }
+
+    fn measure(&self) {
+        let state = self.world.state();
+        let epoch = state.newest_snapshot().map_or(0, |snapshot| snapshot.epoch);
+        let views = self.gateways.views();
+        let live: Vec<_> = views.iter().filter(|view| view.live).collect();
+        self.metrics.published(epoch);
+        self.metrics.gateways(live.len(), live.iter().filter(|view| view.acknowledged_epoch >= epoch).count());
+        self.metrics.workers(state.workers.len());
+        self.metrics.leader(self.leadership.borrow().is_some());
+        for (model, rollout) in &state.rollouts {
+            self.metrics.canary_share(model, rollout.value.share.get());
+        }
+    }
+}
+
+/// The precondition of every write: whoever wrote the leader's key at this revision still leads.
+pub(crate) fn fence(term: u64) -> Precondition {
+    Precondition::ModRevision(Key::Leader, term)
+}
+
+/// The write of a plan.
+pub(crate) fn put_rollout(rollout: &Rollout) -> Operation {
+    let value = serde_json::to_vec(rollout).expect("a rollout is plain data with string keys");
+    Operation::Put { key: Key::Rollout(rollout.model.clone()), value: value.into(), lease: None }
+}
+
+fn stale_epochs(state: &State) -> Vec<u64> {
+    let epochs: Vec<u64> = state.epochs().collect();
+    let stale = (epochs.len() + 1).saturating_sub(KEPT_EPOCHS);
+    epochs[..stale].to_vec()
+}
+
+/// A lost race is everyday: the watch brings what won, and the loop looks again.
+fn log(what: &str, error: &CommitError) {
+    match error {
+        CommitError::Conflict { key } => tracing::debug!(%key, what, "somebody else was first"),
+        error => tracing::warn!(error = error as &dyn std::error::Error, "cannot {what}; trying again"),
+    }
+}

@@ -1,0 +1,186 @@
+//! Binding, serving and ending.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use axum::serve::ListenerExt as _;
+use penstock_proto::v1::{admin_server::AdminServer, sync_server::SyncServer};
+use penstock_telemetry::{
+    instruments::ControlPlaneMetrics,
+    ops::{self, Health},
+};
+use tokio::{net::TcpListener, sync::watch};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    Config, admin::AdminService, controller::Controller, gateways::Gateways, leader, sync::SyncService, world::World,
+};
+
+/// Streams that end by themselves at the end get so long.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Why a control plane cannot be built.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BuildError {
+    /// A port cannot be bound.
+    #[error("cannot listen on {address} ({flag}): {}", reason(source))]
+    Bind {
+        /// Where.
+        address: SocketAddr,
+        /// Which flag says so.
+        flag: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// Why a control plane ended.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RunError {
+    /// A port failed.
+    #[error("the port failed")]
+    Serve(#[from] io::Error),
+}
+
+/// Where a control plane listens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Addresses {
+    /// gRPC and HTTP.
+    pub listen: SocketAddr,
+    /// Operations.
+    pub ops: SocketAddr,
+}
+
+/// A control plane with its ports bound.
+pub struct Server {
+    config: Config,
+    listener: TcpListener,
+    ops_listener: TcpListener,
+    addresses: Addresses,
+}
+
+// === impl Server ===
+
+impl Server {
+    pub(crate) async fn bind(config: Config) -> Result<Self, BuildError> {
+        let (listener, listen) = bind(config.listen, "--listen").await?;
+        let (ops_listener, ops) = bind(config.ops_listen, "--ops-listen").await?;
+        Ok(Self { config, listener, ops_listener, addresses: Addresses { listen, ops } })
+    }
+
+    /// Where it listens.
+    pub fn addresses(&self) -> Addresses {
+        self.addresses
+    }
+
+    /// Serves until `shutdown`.
+    ///
+    /// # Errors
+    /// A port fails.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), RunError> {
+        let Self { config, listener, ops_listener, addresses } = self;
+        let metrics = ControlPlaneMetrics::new(&config.metrics);
+        let (world, gateways) = (Arc::new(World::default()), Arc::new(Gateways::new()));
+        let (leads, leadership) = watch::channel(None);
+        let (streams, tasks, stop) = (TaskTracker::new(), TaskTracker::new(), CancellationToken::new());
+        let address = config.advertise.clone().unwrap_or_else(|| addresses.listen.to_string());
+        tasks.spawn(leader::campaign(config.store.clone(), address, leads, stop.clone()));
+        let controller = Controller {
+            store: config.store.clone(),
+            world: world.clone(),
+            gateways: gateways.clone(),
+            leadership: leadership.clone(),
+            metrics: metrics.clone(),
+        };
+        tasks.spawn(controller.run(stop.clone()));
+        let admin = AdminService {
+            store: config.store,
+            world: world.clone(),
+            gateways: gateways.clone(),
+            leadership: leadership.clone(),
+            metrics: metrics.clone(),
+            streams: streams.clone(),
+            stop: stop.clone(),
+        };
+        let health = health(&world);
+        let sync = SyncService { world, gateways, leadership, metrics, streams: streams.clone(), stop: stop.clone() };
+        let router = router(admin, sync, health.clone());
+        let ops_router = ops::router(config.metrics, health);
+        tasks.spawn(serve_ops(ops_listener, ops_router, stop.clone()));
+
+        let listener = listener.tap_io(|stream| {
+            if let Err(error) = stream.set_nodelay(true) {
+                tracing::debug!(%error, "cannot set TCP_NODELAY");
+            }
+        });
+        let served = axum::serve(listener, router).with_graceful_shutdown(stop.clone().cancelled_owned());
+        let mut served = std::pin::pin!(served.into_future());
+        let result = tokio::select! {
+            result = &mut served => result,
+            () = shutdown.cancelled() => Ok(()),
+        };
+        stop.cancel();
+        streams.close();
+        tasks.close();
+        let ended = async {
+            streams.wait().await;
+            tasks.wait().await;
+            served.await
+        };
+        // Connections that their other side keeps open are closed by force.
+        let _ = tokio::time::timeout(CLOSE_TIMEOUT, ended).await;
+        Ok(result?)
+    }
+}
+
+async fn bind(address: SocketAddr, flag: &'static str) -> Result<(TcpListener, SocketAddr), BuildError> {
+    let error = |source| BuildError::Bind { address, flag, source };
+    let listener = TcpListener::bind(address).await.map_err(error)?;
+    let bound = listener.local_addr().map_err(error)?;
+    Ok((listener, bound))
+}
+
+/// The everyday reason with its remedy.
+fn reason(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => "the port is in use; stop what uses it or choose another".into(),
+        _ => error.to_string(),
+    }
+}
+
+fn router(admin: AdminService, sync: SyncService, health: Health) -> axum::Router {
+    let (_, health_service) = tonic_health::server::health_reporter();
+    let describe = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(penstock_proto::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    const VALID: &str = "the generated descriptors are valid";
+    tonic::service::Routes::new(AdminServer::new(admin))
+        .add_service(SyncServer::new(sync))
+        .add_service(health_service)
+        .add_service(describe().build_v1().expect(VALID))
+        .add_service(describe().build_v1alpha().expect(VALID))
+        .into_axum_router()
+        .merge(ops::health_router(health))
+}
+
+/// Ready once the store has answered and somebody leads.
+fn health(world: &Arc<World>) -> Health {
+    let world = world.clone();
+    Health::new(move || {
+        let state = world.state();
+        match (state.loaded, &state.leader) {
+            (false, _) => Err("the store has not answered yet".into()),
+            (true, None) => Err("no control plane leads yet".into()),
+            (true, Some(_)) => Ok(()),
+        }
+    })
+}
+
+async fn serve_ops(listener: TcpListener, router: axum::Router, stop: CancellationToken) {
+    if let Err(error) = ops::serve(listener, router, stop.cancelled_owned()).await {
+        tracing::error!(%error, "the operations port failed");
+    }
+}
