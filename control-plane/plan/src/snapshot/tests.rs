@@ -78,7 +78,8 @@ fn a_snapshot_that_makes_sense_is_valid() {
 
 #[test]
 fn what_makes_no_sense_is_refused_with_its_field() {
-    let cases: [(&str, fn(&mut Route)); 9] = [
+    type Spoil = fn(&mut Route);
+    let cases: [(&str, Spoil); 9] = [
         ("model", |r| r.model = "other".into()),
         ("stable.name", |r| r.stable.name.clear()),
         ("stable.digest", |r| r.stable.digest.clear()),
