@@ -2,6 +2,9 @@
 
 use crate::{SampleRequest, SampledToken, TokenHistory, runner::RunnerError};
 
+/// Candidates sorted at first where top-p is on; four times as many each time that they do not suffice.
+const NUCLEUS_START: usize = 64;
+
 /// Samples rows; its buffers are reused between steps.
 #[derive(Debug, Default)]
 pub struct Sampler {
@@ -78,29 +81,40 @@ impl Sampler {
         let mut total = 0.0;
         for (_, logit) in &mut self.candidates {
             *logit = ((*logit - max) / params.temperature).exp();
-            total += *logit;
+            total += f64::from(*logit);
         }
-        let draw = uniform(params.seed, request.index);
         if params.top_p < 1.0 {
-            self.keep_nucleus(params.top_p * total);
-            total = self.candidates.iter().map(|&(_, weight)| weight).sum();
+            total = self.keep_nucleus(f64::from(params.top_p) * total);
         } else {
             // The order of the draw must not depend on how top-k partitioned.
             self.candidates.sort_unstable_by_key(|&(id, _)| id);
         }
-        pick(&self.candidates, draw * f64::from(total))
+        pick(&self.candidates, uniform(params.seed, request.index) * total)
     }
 
-    /// Keeps the likeliest candidates whose weights reach `mass` together, at least one.
-    fn keep_nucleus(&mut self, mass: f32) {
-        self.candidates.sort_unstable_by(likelier_first);
-        let mut sum = 0.0;
-        let kept = self.candidates.iter().position(|&(_, weight)| {
-            sum += weight;
-            sum >= mass
-        });
-        self.candidates
-            .truncate(kept.map_or(self.candidates.len(), |last| last + 1));
+    /// Keeps the likeliest candidates whose weights reach `mass` together, at least one, likeliest first; returns
+    /// their sum.
+    fn keep_nucleus(&mut self, mass: f64) -> f64 {
+        let (mut sorted, mut sum, mut next) = (0, 0.0, NUCLEUS_START);
+        while sorted < self.candidates.len() {
+            // Most nuclei are small: only as much is sorted as is looked at.
+            let rest = &mut self.candidates[sorted..];
+            let count = next.min(rest.len());
+            if count < rest.len() {
+                rest.select_nth_unstable_by(count - 1, likelier_first);
+            }
+            rest[..count].sort_unstable_by(likelier_first);
+            for &(_, weight) in &rest[..count] {
+                sum += f64::from(weight);
+                sorted += 1;
+                if sum >= mass {
+                    self.candidates.truncate(sorted);
+                    return sum;
+                }
+            }
+            next *= 4;
+        }
+        sum
     }
 
     /// The `count` largest logits, largest first.

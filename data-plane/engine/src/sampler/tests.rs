@@ -183,7 +183,45 @@ fn rows_that_are_no_numbers_are_an_error() {
     }
 }
 
+/// The token that the naive distribution gives for the same random number, and how near that number is to the
+/// border between two tokens.
+fn naive_draw(logits: &[f32], params: &SamplingParams, index: u64) -> (u32, f64) {
+    let mut tokens: Vec<(u32, f64)> = (0..).zip(reference(logits, params)).collect();
+    if params.top_p < 1.0 {
+        tokens.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+    }
+    let target = uniform(params.seed, index);
+    let (mut sum, mut nearest) = (0.0, f64::INFINITY);
+    let mut drawn = None;
+    for (id, probability) in tokens {
+        sum += probability;
+        nearest = nearest.min((sum - target).abs());
+        drawn = drawn.or((sum > target).then_some(id));
+    }
+    (drawn.unwrap_or(0), nearest)
+}
+
 proptest! {
+    #[test]
+    fn the_draw_is_that_of_the_naive_sampler(
+        // Thousandths: no two weights differ by rounding alone.
+        logits in prop::collection::vec((-6000i32..6000).prop_map(|logit| logit as f32 / 1000.0), 1..600),
+        temperature in 0.2f32..3.0,
+        top_k in prop::sample::select(vec![0usize, 0, 1, 5, 100, 1000]),
+        top_p in prop::sample::select(vec![0.1f32, 0.5, 0.9, 0.99, 1.0]),
+        seed in any::<u64>(),
+        index in 0u64..1000,
+    ) {
+        let params = SamplingParams { temperature, top_k, top_p, seed, ..SamplingParams::default() };
+        let (expected, margin) = naive_draw(&logits, &params, index);
+        // A last token more or less in the nucleus shifts every border a little.
+        let drawn = sample(&logits, &params, index);
+        let nucleus = |top_p| reference(&logits, &SamplingParams { top_p, ..params.clone() });
+        let count = |weights: Vec<f64>| weights.iter().filter(|&&weight| weight > 0.0).count();
+        let clear = count(nucleus(top_p * 0.99999)) == count(nucleus((top_p * 1.00001).min(1.0)));
+        prop_assert!(drawn == expected || margin < 1e-5 || !clear, "{drawn} instead of {expected}");
+    }
+
     #[test]
     fn only_tokens_that_the_cuts_leave_are_drawn(
         logits in prop::collection::vec(-8.0f32..8.0, 1..60),
