@@ -108,10 +108,12 @@ impl Controller {
             let state = self.world.state();
             let routes = state.wanted_routes();
             let newest = state.newest_snapshot();
-            if newest.map_or(routes.is_empty(), |newest| newest.routes == routes) {
+            let (epoch, floor) = (newest.map_or(0, |newest| newest.epoch), self.world.floor());
+            let same = newest.map_or(routes.is_empty(), |newest| newest.routes == routes);
+            if same && epoch >= floor.saturating_add(u64::from(floor > 0)) {
                 return Ok(());
             }
-            let epoch = newest.map_or(0, |newest| newest.epoch) + 1;
+            let epoch = epoch.max(floor) + 1;
             (Snapshot { epoch, routes }, state.pointer_revision, stale_epochs(&state))
         };
         if let Err(error) = snapshot.validate() {

@@ -49,12 +49,13 @@ impl Gateways {
         Inventory { published_epoch, gateways: self.views(), listening_since_ms: self.listening_since_ms }
     }
 
-    pub(crate) fn hello(&self, hello: &v1::Hello) {
+    /// A gateway's stream has begun; `epoch` is in force there.
+    pub(crate) fn hello(&self, hello: &v1::Hello, epoch: u64) {
         let state = GatewayState {
             boot_id: hello.boot_id.clone(),
             region: hello.region.clone(),
             ops_address: hello.ops_address.clone(),
-            acknowledged_epoch: hello.applied_epoch,
+            acknowledged_epoch: epoch,
             nack: None,
             last_said: Instant::now(),
             connected: true,
@@ -67,11 +68,15 @@ impl Gateways {
         self.change(node, |_| {});
     }
 
-    pub(crate) fn acknowledged(&self, node: &str, epoch: u64) {
+    /// `epoch` is in force at the gateway; true if that is news.
+    pub(crate) fn acknowledged(&self, node: &str, epoch: u64) -> bool {
+        let mut news = false;
         self.change(node, |gateway| {
+            news = gateway.acknowledged_epoch != epoch;
             gateway.acknowledged_epoch = epoch;
             gateway.nack = gateway.nack.take().filter(|nack| nack.epoch > epoch);
         });
+        news
     }
 
     pub(crate) fn refused(&self, node: &str, nack: v1::GatewayNack) {

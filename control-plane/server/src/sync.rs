@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use penstock_proto::v1::{self, node_message::Message, push::Resource, sync_server::Sync};
+use penstock_proto::v1::{self, ack::Applied, node_message::Message, push::Resource, sync_server::Sync};
 use penstock_telemetry::instruments::ControlPlaneMetrics;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::{Stream, wrappers::ReceiverStream};
@@ -97,8 +97,6 @@ struct GatewayStream {
     /// Digest of the snapshot that the gateway has or was sent last.
     sent_digest: Arc<str>,
     sent_endpoints: Option<u64>,
-    /// Epoch that it refused because of something other than the snapshot itself.
-    waits_for_endpoints: Option<u64>,
 }
 
 struct Unanswered {
@@ -115,7 +113,8 @@ struct Closed;
 
 impl GatewayStream {
     fn new(service: &SyncService, hello: v1::Hello, pushes: mpsc::Sender<Result<v1::Push, Status>>) -> Self {
-        service.gateways.hello(&hello);
+        let epoch = service.world.known_epoch(hello.applied_epoch, &hello.applied_digest);
+        service.gateways.hello(&hello, epoch);
         service.world.touch();
         tracing::info!(node = hello.node, boot_id = hello.boot_id, epoch = hello.applied_epoch, "gateway connected");
         Self {
@@ -131,7 +130,6 @@ impl GatewayStream {
             nonce: 0,
             unanswered: VecDeque::new(),
             sent_endpoints: None,
-            waits_for_endpoints: None,
         }
     }
 
@@ -190,15 +188,20 @@ impl GatewayStream {
         }
     }
 
+    /// The Ack names what is in force, which may be older than what was pushed: it answers heartbeats too, and
+    /// follows a Nack where other endpoints have made the refused snapshot acceptable.
     fn hear_ack(&mut self, ack: &v1::Ack) {
-        let Some(push) = self.answered(ack.nonce) else { return self.gateways.said(&self.node) };
-        self.metrics.acknowledged(push.at.elapsed());
-        match push.epoch {
-            Some(epoch) => {
-                self.gateways.acknowledged(&self.node, epoch);
-                self.world.touch();
+        if let Some(push) = self.answered(ack.nonce) {
+            self.metrics.acknowledged(push.at.elapsed());
+        }
+        match &ack.applied {
+            Some(Applied::Snapshot(applied)) => {
+                let epoch = self.world.known_epoch(applied.epoch, &applied.digest);
+                if self.gateways.acknowledged(&self.node, epoch) {
+                    self.world.touch();
+                }
             }
-            None => self.gateways.said(&self.node),
+            Some(Applied::Endpoints(_)) | None => self.gateways.said(&self.node),
         }
     }
 
@@ -209,8 +212,6 @@ impl GatewayStream {
         };
         tracing::warn!(node = self.node, epoch, code = nack.code, message = nack.message, "gateway refused a snapshot");
         self.metrics.refused(&nack.code);
-        // The snapshot is sound but its canary cannot be reached yet: other endpoints make it another question.
-        self.waits_for_endpoints = (nack.code == "canary_unreachable").then_some(epoch);
         let gateway = self.node.clone();
         self.gateways.refused(&self.node, v1::GatewayNack { gateway, epoch, code: nack.code, message: nack.message });
         self.world.touch();
@@ -221,9 +222,6 @@ impl GatewayStream {
         if self.sent_endpoints != Some(target.endpoints.version) {
             self.push(Resource::Endpoints((&*target.endpoints).into()), None, "").await?;
             self.sent_endpoints = Some(target.endpoints.version);
-            if self.waits_for_endpoints.take() == Some(target.snapshot.epoch) {
-                self.sent_digest = "".into();
-            }
         }
         if target.snapshot.epoch > 0 && self.sent_digest != target.digest {
             let epoch = target.snapshot.epoch;

@@ -2,7 +2,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use penstock_plan::{
@@ -28,6 +31,9 @@ pub(crate) struct World {
     target: watch::Sender<Target>,
     /// Counts changes of anything that a status shows.
     changes: watch::Sender<u64>,
+    /// Epochs up to this one are in force somewhere with a content that this store does not know: the store
+    /// was lost. The next snapshot goes above it, since no gateway goes back.
+    floor: AtomicU64,
 }
 
 /// Entries by kind, and the revision of the store up to which they are complete.
@@ -72,6 +78,31 @@ impl World {
     /// Something that a status shows has changed.
     pub(crate) fn touch(&self) {
         self.changes.send_modify(|count| *count += 1);
+    }
+
+    /// The next snapshot's epoch is above this.
+    pub(crate) fn floor(&self) -> u64 {
+        self.floor.load(Ordering::Acquire)
+    }
+
+    /// What a gateway has in force, as an epoch of ours: 0 where it is none of ours.
+    pub(crate) fn known_epoch(&self, epoch: u64, digest: &str) -> u64 {
+        let (newest, known) = {
+            let state = self.state();
+            let newest = state.newest_snapshot().map_or(0, |snapshot| snapshot.epoch);
+            let known = state.snapshots.get(&epoch).map(Snapshot::digest);
+            (newest, known)
+        };
+        // An old epoch may have been pruned; it is acknowledged all the same.
+        let ours = known.map_or(epoch < newest, |known| known == digest);
+        if ours || epoch == 0 {
+            return epoch;
+        }
+        if self.state().loaded && self.floor.fetch_max(epoch, Ordering::AcqRel) < epoch {
+            tracing::warn!(epoch, "a gateway has an epoch that the store does not know; going on above it");
+            self.touch();
+        }
+        0
     }
 
     /// Replaces everything.
