@@ -1,1 +1,52 @@
-//! penstock-kernels
+//! The CPU kernels of the decoder, and memory-mapped files: the only crate of the workspace that is unsafe.
+//!
+//! Each kernel is written once over [`lanes`](crate::Isa) of 16 floats and compiled for every instruction set; the
+//! best one that the machine has is chosen at run time. Each has a plain twin in [`mod@reference`], which is what the
+//! tests compare it with.
+//!
+//! Kernels are deterministic in a strong sense: what a row of the output is depends on that row's inputs alone, bit
+//! by bit, and not on how many other rows there are or how work is split over threads. So a reply does not depend
+//! on what it is batched with, nor on how its prompt was cut into chunks.
+//!
+//! The crate refuses to know models, checkpoints and scheduling; it takes slices.
+
+mod activation;
+mod attention;
+mod buffer;
+mod isa;
+mod lanes;
+mod linear;
+mod mapped;
+mod norm;
+mod pool;
+pub mod reference;
+mod rope;
+mod shared;
+
+pub use activation::swiglu;
+pub use attention::{Attention, AttentionSequence, attention};
+pub use isa::Isa;
+pub use linear::{Element, Linear};
+pub use mapped::MappedFile;
+pub use norm::{add_rms_norm, rms_norm};
+pub use pool::Pool;
+pub use rope::{CacheShape, QkvShape, RotateAndStore, rotate_and_store};
+
+/// Where kernels run: an instruction set and the process's threads.
+#[derive(Debug, Clone, Copy)]
+pub struct Cpu {
+    /// Instruction set.
+    pub isa: Isa,
+    /// Threads; one pool for the whole process, so that several engines do not fight over the cores.
+    pub pool: &'static Pool,
+}
+
+impl Cpu {
+    /// The best that this machine has.
+    pub fn detect() -> Self {
+        Self {
+            isa: Isa::best(),
+            pool: Pool::process(),
+        }
+    }
+}

@@ -1,0 +1,181 @@
+use half::bf16;
+use proptest::prelude::*;
+
+use super::*;
+use crate::{Isa, Pool, reference};
+
+/// A made-up batch with its cache, and the plain answer.
+struct Case {
+    qkv: QkvShape,
+    cache_shape: CacheShape,
+    rows: Vec<f32>,
+    cache: Vec<f32>,
+    /// (rows, context) of each sequence.
+    lengths: Vec<(usize, usize)>,
+    pages: Vec<Vec<u32>>,
+}
+
+impl Case {
+    fn new(qkv: QkvShape, page_size: usize, lengths: &[(usize, usize)], seed: u64) -> Self {
+        let mut next_page = 0;
+        let pages: Vec<Vec<u32>> = lengths
+            .iter()
+            .map(|&(_, context)| {
+                let count = context.div_ceil(page_size) as u32;
+                next_page += count;
+                // Backwards, so that nothing works by accident.
+                (next_page - count..next_page).rev().collect()
+            })
+            .collect();
+        let cache_shape = CacheShape {
+            num_pages: next_page as usize + 1,
+            page_size,
+            kv_heads: qkv.kv_heads,
+            head_dim: qkv.head_dim,
+        };
+        let rows = lengths.iter().map(|&(rows, _)| rows).sum::<usize>();
+        let rows = reference::noise(seed, rows * qkv.width());
+        // What lies beyond the contexts is not a number: it must not matter.
+        let mut case = Self {
+            qkv,
+            cache_shape,
+            rows,
+            cache: Vec::new(),
+            lengths: lengths.to_vec(),
+            pages,
+        };
+        case.cache = vec![f32::NAN; cache_shape.elements()];
+        let filled = reference::round_bf16(&reference::noise(seed ^ 1, cache_shape.elements()));
+        for sequence in 0..lengths.len() {
+            for position in 0..lengths[sequence].1 {
+                for (head, dim) in
+                    (0..qkv.kv_heads).flat_map(|head| (0..qkv.head_dim).map(move |dim| (head, dim)))
+                {
+                    for at in case.places(sequence, position, head, dim) {
+                        case.cache[at] = filled[at];
+                    }
+                }
+            }
+        }
+        case
+    }
+
+    /// Where an element of a key and of a value lies.
+    fn places(&self, sequence: usize, position: usize, head: usize, dim: usize) -> [usize; 2] {
+        let shape = &self.cache_shape;
+        let page = self.pages[sequence][position / shape.page_size] as usize;
+        let offset = position % shape.page_size;
+        let start = (page * shape.kv_heads + head) * shape.page_size * shape.head_dim;
+        [
+            start + dim * shape.page_size + offset,
+            self.cache_shape.elements() / 2 + start + offset * shape.head_dim + dim,
+        ]
+    }
+
+    fn run(&self, cpu: Cpu, bf16_cache: bool) -> Vec<f32> {
+        let mut query_start = 0;
+        let sequences: Vec<_> = self
+            .lengths
+            .iter()
+            .zip(&self.pages)
+            .map(|(&(query_len, context_len), pages)| {
+                let sequence = AttentionSequence {
+                    query_start,
+                    query_len,
+                    context_len,
+                    pages,
+                };
+                query_start += query_len;
+                sequence
+            })
+            .collect();
+        let call = Attention {
+            qkv: self.qkv,
+            cache: self.cache_shape,
+            scale: 0.7,
+            sequences: &sequences,
+        };
+        let mut y = vec![f32::NAN; query_start * self.qkv.heads * self.qkv.head_dim];
+        if bf16_cache {
+            let cache: Vec<bf16> = self.cache.iter().map(|&value| bf16::from_f32(value)).collect();
+            attention(cpu, &mut y, &self.rows, &cache, &call);
+        } else {
+            attention(cpu, &mut y, &self.rows, &self.cache, &call);
+        }
+        y
+    }
+
+    fn expected(&self) -> Vec<f32> {
+        let QkvShape {
+            heads,
+            kv_heads,
+            head_dim,
+        } = self.qkv;
+        let (mut y, mut row) = (Vec::new(), 0);
+        for (sequence, &(query_len, context_len)) in self.lengths.iter().enumerate() {
+            for query in 0..query_len {
+                for head in 0..heads {
+                    let kv_head = head / (heads / kv_heads);
+                    let gather = |half: usize| -> Vec<Vec<f32>> {
+                        (0..context_len - query_len + query + 1)
+                            .map(|position| {
+                                (0..head_dim)
+                                    .map(|dim| {
+                                        self.cache[self.places(sequence, position, kv_head, dim)[half]]
+                                    })
+                                    .collect()
+                            })
+                            .collect()
+                    };
+                    let query = &self.rows[row * self.qkv.width() + head * head_dim..][..head_dim];
+                    y.extend(reference::attend(query, &gather(0), &gather(1), 0.7));
+                }
+                row += 1;
+            }
+        }
+        y
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    #[test]
+    fn attention_agrees_with_the_reference(
+        kv_heads in 1..3_usize, group in 1..8_usize, half_dim in 1..40_usize,
+        page_size in prop::sample::select(vec![1_usize, 3, 16, 64]),
+        lengths in prop::collection::vec((1..40_usize, 0..150_usize), 1..4), seed: u64,
+    ) {
+        let qkv = QkvShape { heads: kv_heads * group, kv_heads, head_dim: half_dim * 2 };
+        let lengths: Vec<_> = lengths.into_iter().map(|(rows, cached)| (rows, rows + cached)).collect();
+        let case = Case::new(qkv, page_size, &lengths, seed);
+        let expected = case.expected();
+        for isa in Isa::available() {
+            let cpu = Cpu { isa, pool: Pool::process() };
+            reference::assert_close(&case.run(cpu, false), &expected, 2e-5);
+            // The keys and values are bf16 numbers already, so this is no less exact.
+            reference::assert_close(&case.run(cpu, true), &expected, 2e-5);
+        }
+    }
+
+    #[test]
+    fn a_token_does_not_depend_on_its_chunk_nor_on_its_batch(
+        group in 1..5_usize, rows in 2..80_usize, cached in 0..150_usize, seed: u64,
+    ) {
+        let qkv = QkvShape { heads: 2 * group, kv_heads: 2, head_dim: 32 };
+        let case = Case::new(qkv, 16, &[(rows, rows + cached), (1, 70)], seed);
+        for isa in Isa::available() {
+            let cpu = Cpu { isa, pool: Pool::process() };
+            let whole = case.run(cpu, false);
+            let width = qkv.heads * qkv.head_dim;
+            for row in 0..rows {
+                let pages = vec![case.pages[0].clone()];
+                let alone = Case {
+                    lengths: vec![(1, cached + row + 1)], pages,
+                    rows: case.rows[row * qkv.width()..][..qkv.width()].to_vec(), cache: case.cache.clone(), ..case
+                };
+                prop_assert_eq!(&alone.run(cpu, false)[..], &whole[row * width..][..width]);
+            }
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! Plain twins of the kernels: the oracle of their tests. Sums are taken in f64, nothing is fast.
+
+use half::bf16;
+
+/// Rows of `x` normalised: `x / sqrt(mean(x²) + eps) · weight`.
+pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
+    let rows = x.chunks_exact(weight.len()).flat_map(|row| {
+        let mean = row.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / row.len() as f64;
+        let scale = (mean + f64::from(eps)).sqrt().recip();
+        row.iter()
+            .zip(weight)
+            .map(move |(&x, &weight)| (f64::from(x) * scale * f64::from(weight)) as f32)
+    });
+    rows.collect()
+}
+
+/// `silu(gate) · up` over rows of `[gate, up]`, each `width` long.
+pub fn swiglu(gate_up: &[f32], width: usize) -> Vec<f32> {
+    let rows = gate_up.chunks_exact(2 * width).flat_map(|row| {
+        let (gate, up) = row.split_at(width);
+        gate.iter().zip(up).map(|(&gate, &up)| {
+            let gate = f64::from(gate);
+            (gate / (1.0 + (-gate).exp()) * f64::from(up)) as f32
+        })
+    });
+    rows.collect()
+}
+
+/// `x` (`[m, k]`) times the transpose of `weight` (`[n, k]`), plus `bias` (`[n]`).
+pub fn linear(x: &[f32], weight: &[f32], k: usize, bias: Option<&[f32]>) -> Vec<f32> {
+    let mut y = Vec::with_capacity(x.len() / k * (weight.len() / k));
+    for x in x.chunks_exact(k) {
+        for (column, weight) in weight.chunks_exact(k).enumerate() {
+            let dot: f64 = x
+                .iter()
+                .zip(weight)
+                .map(|(&x, &w)| f64::from(x) * f64::from(w))
+                .sum();
+            y.push((dot + f64::from(bias.map_or(0.0, |bias| bias[column]))) as f32);
+        }
+    }
+    y
+}
+
+/// Softmax attention of one query over `keys` and `values` (`[positions][head_dim]`).
+pub fn attend(query: &[f32], keys: &[Vec<f32>], values: &[Vec<f32>], scale: f32) -> Vec<f32> {
+    let dot = |key: &Vec<f32>| {
+        query
+            .iter()
+            .zip(key)
+            .map(|(&q, &k)| f64::from(q) * f64::from(k))
+            .sum::<f64>()
+    };
+    let scores: Vec<f64> = keys.iter().map(|key| dot(key) * f64::from(scale)).collect();
+    let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let powers: Vec<f64> = scores.iter().map(|score| (score - largest).exp()).collect();
+    let total: f64 = powers.iter().sum();
+    let mixed = |dim: usize| {
+        let sum: f64 = powers
+            .iter()
+            .zip(values)
+            .map(|(power, value)| power * f64::from(value[dim]))
+            .sum();
+        (sum / total) as f32
+    };
+    (0..query.len()).map(mixed).collect()
+}
+
+/// Rotates a head by the half-split rotary embedding: element `i` pairs with `i + head_dim / 2`.
+pub fn rotate(head: &[f32], cos: &[f32], sin: &[f32]) -> Vec<f32> {
+    let (first, second) = head.split_at(head.len() / 2);
+    let low = first
+        .iter()
+        .zip(second)
+        .zip(cos.iter().zip(sin))
+        .map(|((&a, &b), (&cos, &sin))| a * cos - b * sin);
+    let high = first
+        .iter()
+        .zip(second)
+        .zip(cos.iter().zip(sin))
+        .map(|((&a, &b), (&cos, &sin))| b * cos + a * sin);
+    low.chain(high).collect()
+}
+
+/// Rounds to bf16 and back.
+pub fn round_bf16(values: &[f32]) -> Vec<f32> {
+    values
+        .iter()
+        .map(|&value| bf16::from_f32(value).to_f32())
+        .collect()
+}
+
+/// `len` numbers between -1 and 1 that depend on `seed` alone (SplitMix64).
+pub fn noise(seed: u64, len: usize) -> Vec<f32> {
+    let mut state = seed;
+    let mut next = || {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) >> 40) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+/// Asserts that all elements agree to `tolerance`, relative to the expected one or to 1, whichever is larger.
+///
+/// # Panics
+/// They do not.
+pub fn assert_close(found: &[f32], expected: &[f32], tolerance: f32) {
+    assert_eq!(found.len(), expected.len());
+    for (at, (found, expected)) in found.iter().zip(expected).enumerate() {
+        let close = (found - expected).abs() <= tolerance * expected.abs().max(1.0);
+        assert!(close, "element {at}: {found} instead of {expected}");
+    }
+}
