@@ -90,7 +90,7 @@ pub struct EngineStats {
 #[derive(Debug, Clone)]
 pub struct Engine {
     shared: Arc<Shared>,
-    submissions: mpsc::SyncSender<Box<Running>>,
+    submissions: mpsc::SyncSender<Running>,
 }
 
 #[derive(Debug)]
@@ -109,8 +109,9 @@ struct Shared {
 struct Published {
     stats: EngineStats,
     step_started: Option<Instant>,
-    /// Smoothed time between two sequences leaving the queue.
+    /// Smoothed time between two sequences leaving a queue in which others wait.
     pace: Duration,
+    /// When one left last, if others waited still.
     last_admission: Option<Instant>,
 }
 
@@ -190,14 +191,14 @@ impl Engine {
         let waiting = place.taken() - 1;
         let full = || SubmitError::QueueFull {
             waiting,
-            retry_after: self.retry_after(waiting),
+            retry_after: self.retry_after(),
         };
         if waiting >= self.shared.config.max_waiting {
             return Err(full());
         }
         let (sink, tokens) = stream::channel();
         let running = Running::new(sequence, sink, place, self.shared.context_length);
-        match self.submissions.try_send(Box::new(running)) {
+        match self.submissions.try_send(running) {
             Ok(()) => Ok(tokens),
             Err(mpsc::TrySendError::Full(_)) => Err(full()),
             Err(mpsc::TrySendError::Disconnected(_)) => Err(SubmitError::ShuttingDown),
@@ -260,11 +261,10 @@ impl Engine {
         }
     }
 
-    /// When a place in the queue is likely to be free: one admission from now, at the pace of the last ones.
-    fn retry_after(&self, waiting: usize) -> Duration {
+    /// When a place in the queue is likely to be free: after one admission, at the pace of the last ones.
+    fn retry_after(&self) -> Duration {
         let pace = self.shared.published().pace;
-        (pace * u32::try_from(waiting / 8 + 1).unwrap_or(u32::MAX))
-            .clamp(Duration::from_millis(50), Duration::from_secs(30))
+        pace.clamp(Duration::from_millis(50), Duration::from_secs(30))
     }
 }
 
@@ -279,7 +279,7 @@ impl Shared {
 /// Everything that the engine's thread owns.
 struct EngineThread {
     shared: Arc<Shared>,
-    queue: mpsc::Receiver<Box<Running>>,
+    queue: mpsc::Receiver<Running>,
     scheduler: Scheduler,
     runner: Box<dyn Runner>,
     batch: Batch,
@@ -383,11 +383,14 @@ impl EngineThread {
         if admitted == 0 {
             return;
         }
+        // Only while others still wait does the time to the next admission say how fast the queue moves.
+        let busy = self.shared.waiting.load(Ordering::Acquire) > 0;
         let mut published = self.shared.published();
-        if let Some(last) = published.last_admission.replace(now) {
+        if let Some(last) = published.last_admission.take() {
             let share = u32::try_from(admitted).unwrap_or(u32::MAX);
             published.pace = published.pace * 7 / 8 + (now - last) / share / 8;
         }
+        published.last_admission = busy.then_some(now);
     }
 
     fn publish(&mut self) {

@@ -36,10 +36,10 @@ const LONGEST_PREFIX_LIMIT: usize = 128;
 pub(crate) struct Scheduler {
     cache: RadixCache,
     /// In the order of their arrival, those that were retracted first.
-    waiting: VecDeque<Box<Running>>,
+    waiting: VecDeque<Running>,
     /// How many sequences wait, here and on their way here.
     places: Arc<AtomicUsize>,
-    running: Vec<Box<Running>>,
+    running: Vec<Running>,
     /// Indices into `running` of the batch's sequences, in its order.
     scheduled: Vec<usize>,
     max_running: usize,
@@ -96,7 +96,7 @@ impl Scheduler {
         cache.protected_pages == 0 && cache.free_pages + cache.evictable_pages == cache.total_pages
     }
 
-    pub(crate) fn enqueue(&mut self, sequence: Box<Running>) {
+    pub(crate) fn enqueue(&mut self, sequence: Running) {
         self.waiting.push_back(sequence);
     }
 
@@ -173,11 +173,7 @@ impl Scheduler {
                 self.starved = true;
                 break;
             }
-            let Some(sequence) = self.waiting.remove(chosen) else {
-                break;
-            };
-            if let Err(sequence) = self.admit(sequence, now) {
-                self.waiting.insert(chosen, sequence);
+            if !self.admit(chosen, now) {
                 self.starved = true;
                 break;
             }
@@ -284,7 +280,7 @@ impl Scheduler {
     /// Retracts the sequences admitted last until every other one can write its next token.
     fn make_room_for_decode(&mut self) {
         let page_size = self.cache.page_size();
-        let needs_page = |s: &&Box<Running>| s.is_decoding() && s.computed == s.pages.len() * page_size;
+        let needs_page = |s: &&Running| s.is_decoding() && s.computed == s.pages.len() * page_size;
         while self.running.len() > 1 {
             let needed = self.running.iter().filter(needs_page).count();
             if needed <= self.cache.available() {
@@ -348,7 +344,7 @@ impl Scheduler {
         let page_size = self.cache.page_size();
         let score = |sequence: &Running| {
             let cached = self.cache.peek_prefix(sequence.namespace, &sequence.tokens);
-            let filling = |s: &Box<Running>| s.is_filling_for(sequence, cached, page_size);
+            let filling = |s: &Running| s.is_filling_for(sequence, cached, page_size);
             (!self.running.iter().any(filling)).then_some(cached + sequence.passes * AGEING_TOKENS)
         };
         let scored = ready().filter_map(|(index, s)| score(s).map(|score| (index, score)));
@@ -358,8 +354,11 @@ impl Scheduler {
             .map(|(index, _)| index)
     }
 
-    /// Starts a sequence if its KV is likely to fit; gives it back otherwise.
-    fn admit(&mut self, mut sequence: Box<Running>, now: Instant) -> Result<(), Box<Running>> {
+    /// Starts a waiting sequence if its KV is likely to fit; leaves it where it is otherwise.
+    fn admit(&mut self, chosen: usize, now: Instant) -> bool {
+        let Some(mut sequence) = self.waiting.remove(chosen) else {
+            return false;
+        };
         let page_size = self.cache.page_size();
         let found = self.cache.match_prefix(sequence.namespace, &sequence.tokens);
         let extend = sequence.tokens.len() - found.tokens;
@@ -372,7 +371,8 @@ impl Scheduler {
         // Checked after locking: what was just protected can no longer be evicted.
         if !self.running.is_empty() && own + promised > self.cache.available() {
             self.cache.release(found.guard);
-            return Err(sequence);
+            self.waiting.insert(chosen, sequence);
+            return false;
         }
         sequence.place = None;
         if !sequence.started {
@@ -389,12 +389,12 @@ impl Scheduler {
         sequence.pages = found.pages;
         sequence.guard = Some(found.guard);
         self.running.push(sequence);
-        Ok(())
+        true
     }
 
     /// Takes a sequence out: the KV of its first `keep` tokens goes into the tree, as far as it is computed and
     /// fills whole pages; its other pages are free.
-    fn remove(&mut self, index: usize, keep: usize) -> Box<Running> {
+    fn remove(&mut self, index: usize, keep: usize) -> Running {
         let mut sequence = self.running.remove(index);
         commit(&mut self.cache, &mut sequence, keep);
         let shared = sequence.committed / self.cache.page_size();

@@ -44,7 +44,7 @@ impl Bench {
         let (sink, stream) = stream::channel();
         let place = QueuePlace::take(&self.scheduler.places);
         let running = Running::new(sequence, sink, place, self.context_length);
-        self.scheduler.enqueue(Box::new(running));
+        self.scheduler.enqueue(running);
         stream
     }
 
