@@ -62,9 +62,15 @@ impl AdminService {
         propagation::set_parent_context(&span, propagation::extract_metadata(metadata));
         let result = work.instrument(span.clone()).await;
         if let Err(status) = &result {
-            penstock_telemetry::set_error(&span, &format!("{:?}", status.code()), status.message().to_owned());
+            penstock_telemetry::set_error(
+                &span,
+                &format!("{:?}", status.code()),
+                status.message().to_owned(),
+            );
         }
-        let outcome = result.as_ref().map_or_else(|status| format!("{:?}", status.code()), |_| "ok".into());
+        let outcome = result
+            .as_ref()
+            .map_or_else(|status| format!("{:?}", status.code()), |_| "ok".into());
         self.metrics.called(operation, &outcome);
         result.map(Response::new)
     }
@@ -78,22 +84,35 @@ impl AdminService {
         let models: Vec<&String> = state.rollouts.keys().collect();
         match models.as_slice() {
             [model] => Ok((*model).clone()),
-            [] => Err(Status::not_found("there is no rollout; create one with `ctl rollout create`")),
+            [] => Err(Status::not_found(
+                "there is no rollout; create one with `ctl rollout create`",
+            )),
             many => {
                 let names: Vec<&str> = many.iter().map(|name| name.as_str()).collect();
-                Err(Status::invalid_argument(format!("name the model: {}", names.join(", "))))
+                Err(Status::invalid_argument(format!(
+                    "name the model: {}",
+                    names.join(", ")
+                )))
             }
         }
     }
 
     /// A rollout as the store has it now, not as this process remembers it.
     async fn stored(&self, model: &str) -> Result<Option<Stored<Rollout>>, Status> {
-        let entry = self.store.get(&Key::Rollout(model.to_owned())).await.map_err(|error| unavailable(&error))?;
+        let entry = self
+            .store
+            .get(&Key::Rollout(model.to_owned()))
+            .await
+            .map_err(|error| unavailable(&error))?;
         let Some(entry) = entry else { return Ok(None) };
         let value = serde_json::from_slice(&entry.value)
             .map_err(|error| Status::data_loss(format!("the rollout of {model} cannot be read: {error}")))?;
         let (create_revision, mod_revision) = (entry.create_revision, entry.mod_revision);
-        Ok(Some(Stored { value, create_revision, mod_revision }))
+        Ok(Some(Stored {
+            value,
+            create_revision,
+            mod_revision,
+        }))
     }
 
     /// Changes a rollout: read, replace, compare and swap; again after a lost race unless a revision is expected.
@@ -117,13 +136,19 @@ impl AdminService {
             if after == before.value {
                 return Ok(convert::rollout(&after, before.mod_revision, ""));
             }
-            let record = Record { operation, before: Some(&before.value), after: &after };
+            let record = Record {
+                operation,
+                before: Some(&before.value),
+                after: &after,
+            };
             let unchanged = Precondition::ModRevision(Key::Rollout(model.clone()), before.mod_revision);
             if let Some(revision) = self.commit(unchanged, &after, &record).await? {
                 return Ok(convert::rollout(&after, revision, ""));
             }
         }
-        Err(Status::aborted(format!("the rollout of {model} keeps changing; look at it and try again")))
+        Err(Status::aborted(format!(
+            "the rollout of {model} keeps changing; look at it and try again"
+        )))
     }
 
     /// Writes a plan with its record; `None` if the precondition does not hold.
@@ -133,12 +158,18 @@ impl AdminService {
         after: &Rollout,
         record: &Record<'_>,
     ) -> Result<Option<u64>, Status> {
-        let Some(term) = *self.leadership.borrow() else { return Err(not_leading(&self.world)) };
+        let Some(term) = *self.leadership.borrow() else {
+            return Err(not_leading(&self.world));
+        };
         let transaction = Transaction {
             preconditions: vec![precondition, fence(term)],
             operations: vec![put_rollout(after), record.operation(now_ms())],
         };
-        let span = tracing::info_span!("store.commit", penstock.model = after.model, penstock.rollout.generation = after.generation);
+        let span = tracing::info_span!(
+            "store.commit",
+            penstock.model = after.model,
+            penstock.rollout.generation = after.generation
+        );
         match self.store.commit(transaction).instrument(span).await {
             Ok(revision) => Ok(Some(revision)),
             Err(CommitError::Conflict { key: Key::Leader }) => Err(not_leading(&self.world)),
@@ -151,7 +182,9 @@ impl AdminService {
     async fn create(&self, request: v1::CreateRolloutRequest) -> Result<v1::Rollout, Status> {
         let share = share(request.canary_ppm.unwrap_or_default())?;
         let sticky = match request.sticky {
-            Some(sticky) => Sticky::try_from(sticky).map_err(|error| Status::invalid_argument(error.to_string()))?,
+            Some(sticky) => {
+                Sticky::try_from(sticky).map_err(|error| Status::invalid_argument(error.to_string()))?
+            }
             None => Sticky::default(),
         };
         let (model, stable) = self.revisions(&request.model, &request.stable, &request.canary)?;
@@ -164,11 +197,18 @@ impl AdminService {
             share,
             sticky,
         };
-        let who = Who { actor: request.actor, reason: request.reason };
+        let who = Who {
+            actor: request.actor,
+            reason: request.reason,
+        };
         let before = previous.as_ref().map(|stored| &stored.value);
         let after = Rollout::create(new, before, change(&who)).map_err(|error| refusal(&error))?;
         self.reachable(&after)?;
-        let record = Record { operation: "CreateRollout", before, after: &after };
+        let record = Record {
+            operation: "CreateRollout",
+            before,
+            after: &after,
+        };
         let key = Key::Rollout(model.clone());
         let precondition = match &previous {
             Some(previous) => Precondition::ModRevision(key, previous.mod_revision),
@@ -176,7 +216,9 @@ impl AdminService {
         };
         match self.commit(precondition, &after, &record).await? {
             Some(revision) => Ok(convert::rollout(&after, revision, "")),
-            None => Err(Status::aborted(format!("somebody else created a rollout of {model} just now"))),
+            None => Err(Status::aborted(format!(
+                "somebody else created a rollout of {model} just now"
+            ))),
         }
     }
 
@@ -187,12 +229,23 @@ impl AdminService {
         let known: Vec<&str> = published.keys().map(String::as_str).collect();
         let model = match (model, known.as_slice()) {
             ("", [only]) => (*only).to_owned(),
-            ("", _) => return Err(Status::invalid_argument(format!("name the model: {}", known.join(", ")))),
+            ("", _) => {
+                return Err(Status::invalid_argument(format!(
+                    "name the model: {}",
+                    known.join(", ")
+                )));
+            }
             (named, _) => named.to_owned(),
         };
         let Some(revisions) = published.get(&model) else {
-            let known = if known.is_empty() { "none is served".into() } else { known.join(", ") };
-            return Err(Status::not_found(format!("there is no model {model:?}; known: {known}")));
+            let known = if known.is_empty() {
+                "none is served".into()
+            } else {
+                known.join(", ")
+            };
+            return Err(Status::not_found(format!(
+                "there is no model {model:?}; known: {known}"
+            )));
         };
         let check = |name: &str, side: &str| {
             if name.is_empty() {
@@ -201,11 +254,19 @@ impl AdminService {
             if revisions.iter().any(|published| published.revision == name) {
                 return Ok(());
             }
-            let known: Vec<&str> = revisions.iter().map(|published| published.revision.as_str()).collect();
-            Err(Status::not_found(format!("{model} has no revision {name:?}; it has {}", known.join(", "))))
+            let known: Vec<&str> = revisions
+                .iter()
+                .map(|published| published.revision.as_str())
+                .collect();
+            Err(Status::not_found(format!(
+                "{model} has no revision {name:?}; it has {}",
+                known.join(", ")
+            )))
         };
         check(canary, "canary")?;
-        let route = state.newest_snapshot().and_then(|snapshot| snapshot.routes.get(&model));
+        let route = state
+            .newest_snapshot()
+            .and_then(|snapshot| snapshot.routes.get(&model));
         let stable = match (stable, route) {
             ("", Some(route)) => route.stable.name.clone(),
             (named, _) => named.to_owned(),
@@ -221,7 +282,9 @@ impl AdminService {
             return Ok(());
         }
         let Rollout { model, canary, .. } = rollout;
-        Err(Status::failed_precondition(format!("no worker serves {model}@{canary} now; start one, or leave the share at 0%")))
+        Err(Status::failed_precondition(format!(
+            "no worker serves {model}@{canary} now; start one, or leave the share at 0%"
+        )))
     }
 
     /// The status of one rollout.
@@ -268,13 +331,19 @@ impl AdminService {
 impl Admin for AdminService {
     type WatchRolloutStream = Pin<Box<dyn Stream<Item = Result<v1::RolloutStatus, Status>> + Send>>;
 
-    async fn create_rollout(&self, request: Request<v1::CreateRolloutRequest>) -> Result<Response<v1::Rollout>, Status> {
+    async fn create_rollout(
+        &self,
+        request: Request<v1::CreateRolloutRequest>,
+    ) -> Result<Response<v1::Rollout>, Status> {
         self.loaded()?;
         let (metadata, _, request) = request.into_parts();
         self.call("CreateRollout", &metadata, self.create(request)).await
     }
 
-    async fn get_rollout(&self, request: Request<v1::GetRolloutRequest>) -> Result<Response<v1::RolloutStatus>, Status> {
+    async fn get_rollout(
+        &self,
+        request: Request<v1::GetRolloutRequest>,
+    ) -> Result<Response<v1::RolloutStatus>, Status> {
         self.loaded()?;
         let model = self.model(&request.into_inner().model)?;
         self.status(&model).map(Response::new)
@@ -286,19 +355,35 @@ impl Admin for AdminService {
     ) -> Result<Response<v1::ListRolloutsResponse>, Status> {
         self.loaded()?;
         let state = self.world.state();
-        let rollouts = state.rollouts.values().map(|stored| status::rollout(&state, &self.gateways, stored)).collect();
+        let rollouts = state
+            .rollouts
+            .values()
+            .map(|stored| status::rollout(&state, &self.gateways, stored))
+            .collect();
         Ok(Response::new(v1::ListRolloutsResponse { rollouts }))
     }
 
-    async fn set_rollout(&self, request: Request<v1::SetRolloutRequest>) -> Result<Response<v1::Rollout>, Status> {
+    async fn set_rollout(
+        &self,
+        request: Request<v1::SetRolloutRequest>,
+    ) -> Result<Response<v1::Rollout>, Status> {
         self.loaded()?;
         let (metadata, _, request) = request.into_parts();
         let share = share(request.canary_ppm)?;
-        let who = Who { actor: request.actor, reason: request.reason };
-        let work = self.change("SetRollout", &request.model, request.expect_revision, who, |rollout, change| {
-            let next = rollout.set(share, change).map_err(|error| refusal(&error))?;
-            self.reachable(&next).map(|()| next)
-        });
+        let who = Who {
+            actor: request.actor,
+            reason: request.reason,
+        };
+        let work = self.change(
+            "SetRollout",
+            &request.model,
+            request.expect_revision,
+            who,
+            |rollout, change| {
+                let next = rollout.set(share, change).map_err(|error| refusal(&error))?;
+                self.reachable(&next).map(|()| next)
+            },
+        );
         self.call("SetRollout", &metadata, work).await
     }
 
@@ -308,20 +393,37 @@ impl Admin for AdminService {
     ) -> Result<Response<v1::Rollout>, Status> {
         self.loaded()?;
         let (metadata, _, request) = request.into_parts();
-        let who = Who { actor: request.actor, reason: request.reason };
-        let work = self.change("PromoteRollout", &request.model, request.expect_revision, who, |rollout, change| {
-            let next = rollout.promote(change).map_err(|error| refusal(&error))?;
-            self.reachable(&next).map(|()| next)
-        });
+        let who = Who {
+            actor: request.actor,
+            reason: request.reason,
+        };
+        let work = self.change(
+            "PromoteRollout",
+            &request.model,
+            request.expect_revision,
+            who,
+            |rollout, change| {
+                let next = rollout.promote(change).map_err(|error| refusal(&error))?;
+                self.reachable(&next).map(|()| next)
+            },
+        );
         self.call("PromoteRollout", &metadata, work).await
     }
 
-    async fn abort_rollout(&self, request: Request<v1::AbortRolloutRequest>) -> Result<Response<v1::Rollout>, Status> {
+    async fn abort_rollout(
+        &self,
+        request: Request<v1::AbortRolloutRequest>,
+    ) -> Result<Response<v1::Rollout>, Status> {
         self.loaded()?;
         let (metadata, _, request) = request.into_parts();
-        let who = Who { actor: request.actor, reason: request.reason };
+        let who = Who {
+            actor: request.actor,
+            reason: request.reason,
+        };
         let work = self.change("AbortRollout", &request.model, None, who, |rollout, change| {
-            rollout.abort(&request.uid, change).map_err(|error| refusal(&error))
+            rollout
+                .abort(&request.uid, change)
+                .map_err(|error| refusal(&error))
         });
         self.call("AbortRollout", &metadata, work).await
     }
@@ -337,9 +439,14 @@ impl Admin for AdminService {
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }
 
-    async fn list_workers(&self, _: Request<v1::ListWorkersRequest>) -> Result<Response<v1::ListWorkersResponse>, Status> {
+    async fn list_workers(
+        &self,
+        _: Request<v1::ListWorkersRequest>,
+    ) -> Result<Response<v1::ListWorkersResponse>, Status> {
         self.loaded()?;
-        Ok(Response::new(v1::ListWorkersResponse { workers: status::workers(&self.world.state()) }))
+        Ok(Response::new(v1::ListWorkersResponse {
+            workers: status::workers(&self.world.state()),
+        }))
     }
 
     async fn list_gateways(
@@ -347,8 +454,17 @@ impl Admin for AdminService {
         _: Request<v1::ListGatewaysRequest>,
     ) -> Result<Response<v1::ListGatewaysResponse>, Status> {
         self.loaded()?;
-        let epoch = self.world.state().newest_snapshot().map_or(0, |snapshot| snapshot.epoch);
-        let gateways = self.gateways.all().into_iter().map(|(node, state)| status::gateway(node, state)).collect();
+        let epoch = self
+            .world
+            .state()
+            .newest_snapshot()
+            .map_or(0, |snapshot| snapshot.epoch);
+        let gateways = self
+            .gateways
+            .all()
+            .into_iter()
+            .map(|(node, state)| status::gateway(node, state))
+            .collect();
         Ok(Response::new(v1::ListGatewaysResponse { epoch, gateways }))
     }
 
@@ -357,13 +473,21 @@ impl Admin for AdminService {
         _: Request<v1::ListPublishedRequest>,
     ) -> Result<Response<v1::ListPublishedResponse>, Status> {
         self.loaded()?;
-        Ok(Response::new(v1::ListPublishedResponse { models: status::models(&self.world.state()) }))
+        Ok(Response::new(v1::ListPublishedResponse {
+            models: status::models(&self.world.state()),
+        }))
     }
 
-    async fn get_snapshot(&self, _: Request<v1::GetSnapshotRequest>) -> Result<Response<v1::Snapshot>, Status> {
+    async fn get_snapshot(
+        &self,
+        _: Request<v1::GetSnapshotRequest>,
+    ) -> Result<Response<v1::Snapshot>, Status> {
         self.loaded()?;
         let target = self.world.target().borrow().clone();
-        Ok(Response::new(v1::Snapshot { digest: target.digest.to_string(), ..(&*target.snapshot).into() }))
+        Ok(Response::new(v1::Snapshot {
+            digest: target.digest.to_string(),
+            ..(&*target.snapshot).into()
+        }))
     }
 }
 
@@ -390,7 +514,9 @@ fn refusal(error: &RolloutError) -> Status {
 }
 
 fn lost_race(before: &Stored<Rollout>, expected: u64) -> Status {
-    let Rollout { share, phase, actor, .. } = &before.value;
+    let Rollout {
+        share, phase, actor, ..
+    } = &before.value;
     let actor = if actor.is_empty() { "somebody" } else { actor };
     Status::aborted(format!(
         "expected store revision {expected}, found {}: {actor} left it {phase} at {share}",

@@ -18,6 +18,10 @@ impl Record<'_> {
     pub(crate) fn operation(&self, now_ms: u64) -> Operation {
         let value = serde_json::to_vec(self).expect("a record is plain data with string keys");
         let id = uuid::Uuid::new_v4().simple().to_string();
-        Operation::Put { key: Key::Audit { time_ms: now_ms, id }, value: value.into(), lease: None }
+        Operation::Put {
+            key: Key::Audit { time_ms: now_ms, id },
+            value: value.into(),
+            lease: None,
+        }
     }
 }

@@ -17,11 +17,21 @@ Examples:
 )]
 pub struct Args {
     /// gRPC and HTTP
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8090", env = "PENSTOCK_CONTROL_PLANE_LISTEN")]
+    #[arg(
+        long,
+        value_name = "ADDR",
+        default_value = "127.0.0.1:8090",
+        env = "PENSTOCK_CONTROL_PLANE_LISTEN"
+    )]
     listen: SocketAddr,
 
     /// Operations: /metrics
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8091", env = "PENSTOCK_CONTROL_PLANE_OPS_LISTEN")]
+    #[arg(
+        long,
+        value_name = "ADDR",
+        default_value = "127.0.0.1:8091",
+        env = "PENSTOCK_CONTROL_PLANE_OPS_LISTEN"
+    )]
     ops_listen: SocketAddr,
 
     /// Where others reach this control plane [default: the listen address]

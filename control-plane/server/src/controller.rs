@@ -89,7 +89,9 @@ impl Controller {
 
     async fn reconcile(&self) {
         self.measure();
-        let Some(term) = *self.leadership.borrow() else { return };
+        let Some(term) = *self.leadership.borrow() else {
+            return;
+        };
         if let Err(error) = self.publish(term).await {
             log("publish a snapshot", &error);
             return;
@@ -114,7 +116,11 @@ impl Controller {
                 return Ok(());
             }
             let epoch = epoch.max(floor) + 1;
-            (Snapshot { epoch, routes }, state.pointer_revision, stale_epochs(&state))
+            (
+                Snapshot { epoch, routes },
+                state.pointer_revision,
+                stale_epochs(&state),
+            )
         };
         if let Err(error) = snapshot.validate() {
             tracing::error!(%error, "the next snapshot is not valid; gateways keep the last one");
@@ -126,15 +132,28 @@ impl Controller {
         };
         let value = serde_json::to_vec(&snapshot).expect("a snapshot is plain data with string keys");
         let mut operations = vec![
-            Operation::Put { key: Key::Snapshot(snapshot.epoch), value: value.into(), lease: None },
+            Operation::Put {
+                key: Key::Snapshot(snapshot.epoch),
+                value: value.into(),
+                lease: None,
+            },
             Operation::Put {
                 key: Key::SnapshotPointer,
                 value: snapshot.epoch.to_string().into_bytes().into(),
                 lease: None,
             },
         ];
-        operations.extend(old.into_iter().map(|epoch| Operation::Delete(Key::Snapshot(epoch))));
-        let revision = self.store.commit(Transaction { preconditions: vec![fence(term), pointer], operations }).await?;
+        operations.extend(
+            old.into_iter()
+                .map(|epoch| Operation::Delete(Key::Snapshot(epoch))),
+        );
+        let revision = self
+            .store
+            .commit(Transaction {
+                preconditions: vec![fence(term), pointer],
+                operations,
+            })
+            .await?;
         tracing::info!(epoch = snapshot.epoch, revision, "snapshot published");
         Ok(())
     }
@@ -142,9 +161,15 @@ impl Controller {
     /// Writes what the planner decides.
     async fn advance(&self, term: u64, rollout: Stored<Rollout>) -> Outcome {
         let inventory = self.inventory(&rollout.value);
-        let Decision::Write(next) = planner::decide(&rollout.value, &inventory, now_ms()) else { return Ok(()) };
+        let Decision::Write(next) = planner::decide(&rollout.value, &inventory, now_ms()) else {
+            return Ok(());
+        };
         let (model, from, to) = (next.model.clone(), rollout.value.phase, next.phase);
-        let record = Record { operation: "controller", before: Some(&rollout.value), after: &next };
+        let record = Record {
+            operation: "controller",
+            before: Some(&rollout.value),
+            after: &next,
+        };
         let transaction = Transaction {
             preconditions: vec![
                 fence(term),
@@ -172,7 +197,12 @@ impl Controller {
         let views = self.gateways.views();
         let live: Vec<_> = views.iter().filter(|view| view.live).collect();
         self.metrics.published(epoch);
-        self.metrics.gateways(live.len(), live.iter().filter(|view| view.acknowledged_epoch >= epoch).count());
+        self.metrics.gateways(
+            live.len(),
+            live.iter()
+                .filter(|view| view.acknowledged_epoch >= epoch)
+                .count(),
+        );
         self.metrics.workers(state.workers.len());
         self.metrics.leader(self.leadership.borrow().is_some());
         for (model, rollout) in &state.rollouts {
@@ -189,7 +219,11 @@ pub(crate) fn fence(term: u64) -> Precondition {
 /// The write of a plan.
 pub(crate) fn put_rollout(rollout: &Rollout) -> Operation {
     let value = serde_json::to_vec(rollout).expect("a rollout is plain data with string keys");
-    Operation::Put { key: Key::Rollout(rollout.model.clone()), value: value.into(), lease: None }
+    Operation::Put {
+        key: Key::Rollout(rollout.model.clone()),
+        value: value.into(),
+        lease: None,
+    }
 }
 
 fn stale_epochs(state: &State) -> Vec<u64> {
@@ -202,6 +236,9 @@ fn stale_epochs(state: &State) -> Vec<u64> {
 fn log(what: &str, error: &CommitError) {
     match error {
         CommitError::Conflict { key } => tracing::debug!(%key, what, "somebody else was first"),
-        error => tracing::warn!(error = error as &dyn std::error::Error, "cannot {what}; trying again"),
+        error => tracing::warn!(
+            error = error as &dyn std::error::Error,
+            "cannot {what}; trying again"
+        ),
     }
 }

@@ -41,12 +41,19 @@ pub(crate) struct GatewayState {
 impl Gateways {
     /// None yet, from now on.
     pub(crate) fn new() -> Self {
-        Self { states: Mutex::default(), listening_since_ms: crate::now_ms() }
+        Self {
+            states: Mutex::default(),
+            listening_since_ms: crate::now_ms(),
+        }
     }
 
     /// What the planner knows about a plan that was published first at `published_epoch`.
     pub(crate) fn inventory(&self, published_epoch: Option<u64>) -> Inventory {
-        Inventory { published_epoch, gateways: self.views(), listening_since_ms: self.listening_since_ms }
+        Inventory {
+            published_epoch,
+            gateways: self.views(),
+            listening_since_ms: self.listening_since_ms,
+        }
     }
 
     /// A gateway's stream has begun; `epoch` is in force there.
@@ -86,7 +93,11 @@ impl Gateways {
     /// The stream of the gateway's process `boot_id` has ended, in good order or not.
     pub(crate) fn disconnected(&self, node: &str, boot_id: &str, in_order: bool) {
         // A newer process of the same name is not concerned.
-        if let Some(gateway) = self.lock().get_mut(node).filter(|gateway| gateway.boot_id == boot_id) {
+        if let Some(gateway) = self
+            .lock()
+            .get_mut(node)
+            .filter(|gateway| gateway.boot_id == boot_id)
+        {
             gateway.connected = false;
             gateway.left = in_order;
         }
@@ -96,13 +107,18 @@ impl Gateways {
     pub(crate) fn views(&self) -> Vec<GatewayView> {
         let mut gateways = self.lock();
         gateways.retain(|_, gateway| gateway.last_said.elapsed() < FORGET_AFTER && !gateway.left);
-        gateways.iter().map(|(node, gateway)| gateway.view(node)).collect()
+        gateways
+            .iter()
+            .map(|(node, gateway)| gateway.view(node))
+            .collect()
     }
 
     pub(crate) fn all(&self) -> Vec<(String, GatewayState)> {
         let gateways = self.lock();
         let present = gateways.iter().filter(|(_, gateway)| !gateway.left);
-        present.map(|(node, gateway)| (node.clone(), gateway.clone())).collect()
+        present
+            .map(|(node, gateway)| (node.clone(), gateway.clone()))
+            .collect()
     }
 
     fn change(&self, node: &str, change: impl FnOnce(&mut GatewayState)) {
@@ -133,7 +149,10 @@ impl GatewayState {
             node: node.to_owned(),
             live: self.is_live(),
             acknowledged_epoch: self.acknowledged_epoch,
-            refused: self.nack.as_ref().map(|nack| (nack.epoch, format!("{}: {}", nack.code, nack.message))),
+            refused: self
+                .nack
+                .as_ref()
+                .map(|nack| (nack.epoch, format!("{}: {}", nack.code, nack.message))),
         }
     }
 }

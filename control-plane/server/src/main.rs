@@ -22,7 +22,10 @@ async fn main() -> ExitCode {
 
 async fn run(args: Args) -> anyhow::Result<()> {
     let log = args.log().map(Into::into);
-    let telemetry = penstock_telemetry::init(TelemetryConfig { log, ..TelemetryConfig::new("control-plane") })?;
+    let telemetry = penstock_telemetry::init(TelemetryConfig {
+        log,
+        ..TelemetryConfig::new("control-plane")
+    })?;
     let result = serve(args, &telemetry).await;
     telemetry.shutdown().await;
     result
@@ -52,9 +55,14 @@ async fn open(store: &StoreArgs) -> anyhow::Result<Arc<dyn Store>> {
     #[cfg(feature = "etcd")]
     if !store.etcd.is_empty() {
         let etcd = penstock_store::etcd::EtcdStore::connect(&store.etcd).await;
-        return Ok(Arc::new(etcd.with_context(|| format!("cannot use etcd at {}", store.etcd.join(", ")))?));
+        return Ok(Arc::new(etcd.with_context(|| {
+            format!("cannot use etcd at {}", store.etcd.join(", "))
+        })?));
     }
-    let directory = store.data_dir.as_deref().context("name a store with --data-dir")?;
+    let directory = store
+        .data_dir
+        .as_deref()
+        .context("name a store with --data-dir")?;
     Ok(Arc::new(EmbeddedStore::open(directory)?))
 }
 

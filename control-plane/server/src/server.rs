@@ -12,7 +12,8 @@ use tokio::{net::TcpListener, sync::watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    Config, admin::AdminService, controller::Controller, gateways::Gateways, leader, sync::SyncService, world::World,
+    Config, admin::AdminService, controller::Controller, gateways::Gateways, leader, sync::SyncService,
+    world::World,
 };
 
 /// Streams that end by themselves at the end get so long.
@@ -66,7 +67,12 @@ impl Server {
     pub(crate) async fn bind(config: Config) -> Result<Self, BuildError> {
         let (listener, listen) = bind(config.listen, "--listen").await?;
         let (ops_listener, ops) = bind(config.ops_listen, "--ops-listen").await?;
-        Ok(Self { config, listener, ops_listener, addresses: Addresses { listen, ops } })
+        Ok(Self {
+            config,
+            listener,
+            ops_listener,
+            addresses: Addresses { listen, ops },
+        })
     }
 
     /// Where it listens.
@@ -79,13 +85,26 @@ impl Server {
     /// # Errors
     /// A port fails.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), RunError> {
-        let Self { config, listener, ops_listener, addresses } = self;
+        let Self {
+            config,
+            listener,
+            ops_listener,
+            addresses,
+        } = self;
         let metrics = ControlPlaneMetrics::new(&config.metrics);
         let (world, gateways) = (Arc::new(World::default()), Arc::new(Gateways::new()));
         let (leads, leadership) = watch::channel(None);
         let (streams, tasks, stop) = (TaskTracker::new(), TaskTracker::new(), CancellationToken::new());
-        let address = config.advertise.clone().unwrap_or_else(|| addresses.listen.to_string());
-        tasks.spawn(leader::campaign(config.store.clone(), address, leads, stop.clone()));
+        let address = config
+            .advertise
+            .clone()
+            .unwrap_or_else(|| addresses.listen.to_string());
+        tasks.spawn(leader::campaign(
+            config.store.clone(),
+            address,
+            leads,
+            stop.clone(),
+        ));
         let controller = Controller {
             store: config.store.clone(),
             world: world.clone(),
@@ -104,7 +123,14 @@ impl Server {
             stop: stop.clone(),
         };
         let health = health(&world);
-        let sync = SyncService { world, gateways, leadership, metrics, streams: streams.clone(), stop: stop.clone() };
+        let sync = SyncService {
+            world,
+            gateways,
+            leadership,
+            metrics,
+            streams: streams.clone(),
+            stop: stop.clone(),
+        };
         let router = router(admin, sync, health.clone());
         let ops_router = ops::router(config.metrics, health);
         tasks.spawn(serve_ops(ops_listener, ops_router, stop.clone()));
@@ -135,7 +161,11 @@ impl Server {
 }
 
 async fn bind(address: SocketAddr, flag: &'static str) -> Result<(TcpListener, SocketAddr), BuildError> {
-    let error = |source| BuildError::Bind { address, flag, source };
+    let error = |source| BuildError::Bind {
+        address,
+        flag,
+        source,
+    };
     let listener = TcpListener::bind(address).await.map_err(error)?;
     let bound = listener.local_addr().map_err(error)?;
     Ok((listener, bound))

@@ -28,7 +28,9 @@ pub(crate) fn rollout(state: &State, gateways: &Gateways, stored: &Stored<Rollou
         live_gateways: count(convergence.live),
         acknowledged: count(convergence.acknowledged),
         pending: convergence.pending,
-        nacks: nacks.filter(|nack| convergence.epoch > 0 && nack.epoch >= convergence.epoch).collect(),
+        nacks: nacks
+            .filter(|nack| convergence.epoch > 0 && nack.epoch >= convergence.epoch)
+            .collect(),
         stable_endpoints: count(state.endpoints_of(&rollout.model, rollout.serving_stable())),
         canary_endpoints: count(state.endpoints_of(&rollout.model, &rollout.canary)),
         rollout: Some(convert::rollout(rollout, stored.mod_revision, message)),
@@ -52,7 +54,11 @@ pub(crate) fn gateway(node: String, gateway: GatewayState) -> v1::Gateway {
 /// Every worker, with what is not routed to.
 pub(crate) fn workers(state: &State) -> Vec<v1::Worker> {
     let worker = |record: &penstock_plan::WorkerRecord| v1::Worker {
-        refused: record.revisions.iter().filter_map(|served| state.refusal(served)).collect(),
+        refused: record
+            .revisions
+            .iter()
+            .filter_map(|served| state.refusal(served))
+            .collect(),
         ..v1::Worker::from(record)
     };
     state.workers.values().map(worker).collect()
@@ -75,7 +81,10 @@ pub(crate) fn models(state: &State) -> Vec<v1::PublishedModel> {
             name: published.revision,
             digest: published.digest,
         });
-        v1::PublishedModel { revisions: revisions.collect(), name: name.clone() }
+        v1::PublishedModel {
+            revisions: revisions.collect(),
+            name: name.clone(),
+        }
     };
     state.published().into_iter().map(model).collect()
 }

@@ -45,7 +45,10 @@ pub(crate) struct SyncService {
 impl Sync for SyncService {
     type SyncStream = Pin<Box<dyn Stream<Item = Result<v1::Push, Status>> + Send>>;
 
-    async fn sync(&self, request: Request<Streaming<v1::NodeMessage>>) -> Result<Response<Self::SyncStream>, Status> {
+    async fn sync(
+        &self,
+        request: Request<Streaming<v1::NodeMessage>>,
+    ) -> Result<Response<Self::SyncStream>, Status> {
         if self.leadership.borrow().is_none() {
             return Err(not_leading(&self.world));
         }
@@ -56,7 +59,10 @@ impl Sync for SyncService {
             return Err(Status::invalid_argument("the first message must be a Hello"));
         };
         if hello.role() != v1::hello::Role::Gateway {
-            return Err(Status::invalid_argument(format!("role {} is not known here", hello.role)));
+            return Err(Status::invalid_argument(format!(
+                "role {} is not known here",
+                hello.role
+            )));
         }
         if hello.node.is_empty() {
             return Err(Status::invalid_argument("node: a gateway needs a name"));
@@ -71,7 +77,9 @@ impl Sync for SyncService {
 /// What a control plane that does not lead answers.
 pub(crate) fn not_leading(world: &World) -> Status {
     match &world.state().leader {
-        Some(leader) => Status::unavailable(format!("this control plane does not lead; {} does", leader.value)),
+        Some(leader) => {
+            Status::unavailable(format!("this control plane does not lead; {} does", leader.value))
+        }
         None => Status::unavailable("no control plane leads now; try again"),
     }
 }
@@ -113,10 +121,17 @@ struct Closed;
 
 impl GatewayStream {
     fn new(service: &SyncService, hello: v1::Hello, pushes: mpsc::Sender<Result<v1::Push, Status>>) -> Self {
-        let epoch = service.world.known_epoch(hello.applied_epoch, &hello.applied_digest);
+        let epoch = service
+            .world
+            .known_epoch(hello.applied_epoch, &hello.applied_digest);
         service.gateways.hello(&hello, epoch);
         service.world.touch();
-        tracing::info!(node = hello.node, boot_id = hello.boot_id, epoch = hello.applied_epoch, "gateway connected");
+        tracing::info!(
+            node = hello.node,
+            boot_id = hello.boot_id,
+            epoch = hello.applied_epoch,
+            "gateway connected"
+        );
         Self {
             sent_digest: hello.applied_digest.into(),
             node: hello.node,
@@ -206,27 +221,54 @@ impl GatewayStream {
     }
 
     fn hear_nack(&mut self, nack: v1::Nack) {
-        let Some(Unanswered { epoch: Some(epoch), .. }) = self.answered(nack.nonce) else {
-            tracing::warn!(node = self.node, code = nack.code, message = nack.message, "gateway refused endpoints");
+        let Some(Unanswered {
+            epoch: Some(epoch), ..
+        }) = self.answered(nack.nonce)
+        else {
+            tracing::warn!(
+                node = self.node,
+                code = nack.code,
+                message = nack.message,
+                "gateway refused endpoints"
+            );
             return self.gateways.said(&self.node);
         };
-        tracing::warn!(node = self.node, epoch, code = nack.code, message = nack.message, "gateway refused a snapshot");
+        tracing::warn!(
+            node = self.node,
+            epoch,
+            code = nack.code,
+            message = nack.message,
+            "gateway refused a snapshot"
+        );
         self.metrics.refused(&nack.code);
         let gateway = self.node.clone();
-        self.gateways.refused(&self.node, v1::GatewayNack { gateway, epoch, code: nack.code, message: nack.message });
+        self.gateways.refused(
+            &self.node,
+            v1::GatewayNack {
+                gateway,
+                epoch,
+                code: nack.code,
+                message: nack.message,
+            },
+        );
         self.world.touch();
     }
 
     /// Endpoints go first, so that a gateway can reach whatever the snapshot names.
     async fn push_target(&mut self, target: Target) -> Result<(), Closed> {
         if self.sent_endpoints != Some(target.endpoints.version) {
-            self.push(Resource::Endpoints((&*target.endpoints).into()), None, "").await?;
+            self.push(Resource::Endpoints((&*target.endpoints).into()), None, "")
+                .await?;
             self.sent_endpoints = Some(target.endpoints.version);
         }
         if target.snapshot.epoch > 0 && self.sent_digest != target.digest {
             let epoch = target.snapshot.epoch;
-            let snapshot = v1::Snapshot { digest: target.digest.to_string(), ..(&*target.snapshot).into() };
-            self.push(Resource::Snapshot(snapshot), Some(epoch), &target.traceparent).await?;
+            let snapshot = v1::Snapshot {
+                digest: target.digest.to_string(),
+                ..(&*target.snapshot).into()
+            };
+            self.push(Resource::Snapshot(snapshot), Some(epoch), &target.traceparent)
+                .await?;
             self.sent_digest = target.digest;
         }
         Ok(())
@@ -237,18 +279,40 @@ impl GatewayStream {
             let target = self.target.borrow();
             (target.snapshot.epoch, target.endpoints.version)
         };
-        let resource = Some(Resource::Heartbeat(v1::Heartbeat { epoch, endpoints_version }));
-        self.send(v1::Push { nonce: 0, resource, traceparent: String::new() }).await
+        let resource = Some(Resource::Heartbeat(v1::Heartbeat {
+            epoch,
+            endpoints_version,
+        }));
+        self.send(v1::Push {
+            nonce: 0,
+            resource,
+            traceparent: String::new(),
+        })
+        .await
     }
 
-    async fn push(&mut self, resource: Resource, epoch: Option<u64>, traceparent: &str) -> Result<(), Closed> {
+    async fn push(
+        &mut self,
+        resource: Resource,
+        epoch: Option<u64>,
+        traceparent: &str,
+    ) -> Result<(), Closed> {
         self.nonce += 1;
-        self.unanswered.push_back(Unanswered { nonce: self.nonce, epoch, at: Instant::now() });
+        self.unanswered.push_back(Unanswered {
+            nonce: self.nonce,
+            epoch,
+            at: Instant::now(),
+        });
         if self.unanswered.len() > UNANSWERED {
             self.unanswered.pop_front();
         }
         let (nonce, resource, traceparent) = (self.nonce, Some(resource), traceparent.to_owned());
-        self.send(v1::Push { nonce, resource, traceparent }).await
+        self.send(v1::Push {
+            nonce,
+            resource,
+            traceparent,
+        })
+        .await
     }
 
     async fn send(&self, push: v1::Push) -> Result<(), Closed> {

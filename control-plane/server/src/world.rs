@@ -99,7 +99,10 @@ impl World {
             return epoch;
         }
         if self.state().loaded && self.floor.fetch_max(epoch, Ordering::AcqRel) < epoch {
-            tracing::warn!(epoch, "a gateway has an epoch that the store does not know; going on above it");
+            tracing::warn!(
+                epoch,
+                "a gateway has an epoch that the store does not know; going on above it"
+            );
             self.touch();
         }
         0
@@ -108,7 +111,10 @@ impl World {
     /// Replaces everything.
     pub(crate) fn load(&self, listing: Listing) {
         let mut state = self.state();
-        *state = State { first_epochs: std::mem::take(&mut state.first_epochs), ..State::default() };
+        *state = State {
+            first_epochs: std::mem::take(&mut state.first_epochs),
+            ..State::default()
+        };
         for entry in listing.entries {
             state.put(entry);
         }
@@ -153,7 +159,10 @@ impl World {
                 target.traceparent = traceparent.into();
             }
             if moved {
-                target.endpoints = Arc::new(EndpointSet { version: target.endpoints.version + 1, endpoints });
+                target.endpoints = Arc::new(EndpointSet {
+                    version: target.endpoints.version + 1,
+                    endpoints,
+                });
             }
             newer || moved
         });
@@ -170,14 +179,21 @@ impl State {
         revisions.sort_by_key(|stored| stored.create_revision);
         let mut published = Published::new();
         for stored in revisions {
-            published.entry(stored.value.model.clone()).or_default().push(stored.value.clone());
+            published
+                .entry(stored.value.model.clone())
+                .or_default()
+                .push(stored.value.clone());
         }
         published
     }
 
     /// The routes that should be in force.
     pub(crate) fn wanted_routes(&self) -> BTreeMap<String, Route> {
-        let rollouts: Vec<Rollout> = self.rollouts.values().map(|stored| stored.value.clone()).collect();
+        let rollouts: Vec<Rollout> = self
+            .rollouts
+            .values()
+            .map(|stored| stored.value.clone())
+            .collect();
         build_routes(&rollouts, &self.published())
     }
 
@@ -199,7 +215,9 @@ impl State {
 
     /// Why a worker's revision is not routed to, if so.
     pub(crate) fn refusal(&self, served: &penstock_plan::ServedRevision) -> Option<String> {
-        let published = self.models.get(&(served.model.clone(), served.revision.clone()))?;
+        let published = self
+            .models
+            .get(&(served.model.clone(), served.revision.clone()))?;
         (published.value.digest != served.digest).then(|| {
             format!(
                 "{}@{} has digest {}, published is {}",
@@ -232,7 +250,9 @@ impl State {
     }
 
     fn note_epochs(&mut self) {
-        let Some((_, snapshot)) = self.snapshots.last_key_value() else { return };
+        let Some((_, snapshot)) = self.snapshots.last_key_value() else {
+            return;
+        };
         for route in snapshot.routes.values() {
             let same = |(uid, generation, _): &(String, u64, u64)| {
                 *uid == route.rollout_uid && *generation == route.generation
@@ -246,9 +266,17 @@ impl State {
 
     /// Trace context of the change that turned `old` into `new`.
     fn traceparent(&self, old: &Snapshot, new: &Snapshot) -> String {
-        let changed = new.routes.iter().filter(|(model, route)| old.routes.get(*model) != Some(route));
-        let mut contexts = changed.filter_map(|(model, _)| self.rollouts.get(model)).map(|r| &r.value.traceparent);
-        contexts.find(|context| !context.is_empty()).cloned().unwrap_or_default()
+        let changed = new
+            .routes
+            .iter()
+            .filter(|(model, route)| old.routes.get(*model) != Some(route));
+        let mut contexts = changed
+            .filter_map(|(model, _)| self.rollouts.get(model))
+            .map(|r| &r.value.traceparent);
+        contexts
+            .find(|context| !context.is_empty())
+            .cloned()
+            .unwrap_or_default()
     }
 
     fn put(&mut self, entry: Entry) {
@@ -257,12 +285,21 @@ impl State {
             Key::Rollout(model) => insert(&mut self.rollouts, model.clone(), &entry, |stored| stored),
             Key::Snapshot(epoch) => insert(&mut self.snapshots, *epoch, &entry, |stored| stored.value),
             Key::Model { model, revision } => {
-                insert(&mut self.models, (model.clone(), revision.clone()), &entry, |stored| stored);
+                insert(
+                    &mut self.models,
+                    (model.clone(), revision.clone()),
+                    &entry,
+                    |stored| stored,
+                );
             }
             Key::Leader => {
                 let value = String::from_utf8_lossy(&entry.value).into_owned();
                 let (create_revision, mod_revision) = (entry.create_revision, entry.mod_revision);
-                self.leader = Some(Stored { value, create_revision, mod_revision });
+                self.leader = Some(Stored {
+                    value,
+                    create_revision,
+                    mod_revision,
+                });
             }
             Key::SnapshotPointer => self.pointer_revision = Some(entry.mod_revision),
             Key::Audit { .. } => {}
@@ -292,8 +329,17 @@ fn insert<K: Ord, V, T: serde::de::DeserializeOwned>(
     match serde_json::from_slice(&entry.value) {
         Ok(value) => {
             let (create_revision, mod_revision) = (entry.create_revision, entry.mod_revision);
-            map.insert(key, keep(Stored { value, create_revision, mod_revision }));
+            map.insert(
+                key,
+                keep(Stored {
+                    value,
+                    create_revision,
+                    mod_revision,
+                }),
+            );
         }
-        Err(error) => tracing::error!(key = %entry.key, %error, "an entry of the store cannot be read; it is ignored"),
+        Err(error) => {
+            tracing::error!(key = %entry.key, %error, "an entry of the store cannot be read; it is ignored")
+        }
     }
 }
