@@ -112,6 +112,7 @@ impl ChatTemplate {
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
         environment.add_filter("tojson", tojson);
+        environment.add_test("iterable", is_iterable);
         environment.add_template_owned(TEMPLATE, without_generation_tags(source))?;
         Ok(Self {
             environment,
@@ -213,6 +214,11 @@ fn tojson(value: &Value, positional: Rest<Value>, options: Kwargs) -> Result<Str
     json::dumps(value, indent).map_err(|error| {
         Error::new(ErrorKind::InvalidOperation, "cannot be written as JSON").with_source(error)
     })
+}
+
+/// Python's answer: a string is iterable and none is not, e.g. in `tools is iterable and tools | length > 0`.
+fn is_iterable(value: &Value) -> bool {
+    !value.is_none() && (value.as_str().is_some() || value.try_iter().is_ok())
 }
 
 /// Replaces `{% generation %}` … `{% endgeneration %}`, which mark the assistant's tokens for training, by a

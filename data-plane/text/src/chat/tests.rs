@@ -66,6 +66,12 @@ fn special_tokens_and_absent_tools_are_there() {
 }
 
 #[test]
+fn strings_are_iterable_and_none_is_not() {
+    let source = "{{ tools is iterable }} {{ 'a' is iterable }} {{ messages is iterable }} {{ 1 is iterable }}";
+    assert_eq!(render(source, &[]).unwrap(), "False True True False");
+}
+
+#[test]
 fn raise_exception_reaches_the_sender_in_its_own_words() {
     let source =
         "{% if messages[0].role != 'user' %}{{ raise_exception('roles must begin with user') }}{% endif %}";
