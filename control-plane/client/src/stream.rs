@@ -1,6 +1,6 @@
 //! One Sync stream, from Hello to its end.
 
-use std::time::Duration;
+use std::{convert::Infallible, time::Duration};
 
 use penstock_proto::v1::{self, node_message::Message, sync_client::SyncClient};
 use tokio::{
@@ -8,7 +8,8 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval_at, sleep, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Status, transport::Channel};
+use tokio_util::sync::CancellationToken;
+use tonic::{Status, Streaming, transport::Channel};
 
 use crate::{
     SyncConfig,
@@ -36,14 +37,22 @@ pub(crate) enum StreamEnd {
     /// The control plane ended it in order, as it does when it drains.
     #[error("the control plane ended the stream")]
     Closed,
+    /// The node said goodbye.
+    #[error("the node has left")]
+    Left,
     /// The control plane stopped talking, or reading.
     #[error("the control plane was silent for {SILENCE:?}")]
     Silent,
 }
 
-/// Opens a stream on `channel` and follows it to its end.
-pub(crate) async fn follow(channel: Channel, config: &SyncConfig, mirror: &mut Mirror) -> StreamEnd {
-    match exchange(channel, config, mirror).await {
+/// Opens a stream on `channel` and follows it to its end, or until the node is to `leave`.
+pub(crate) async fn follow(
+    channel: Channel,
+    config: &SyncConfig,
+    mirror: &mut Mirror,
+    leave: &CancellationToken,
+) -> StreamEnd {
+    match exchange(channel, config, mirror, leave).await {
         Ok(never) => match never {},
         Err(end) => end,
     }
@@ -53,7 +62,8 @@ async fn exchange(
     channel: Channel,
     config: &SyncConfig,
     mirror: &mut Mirror,
-) -> Result<std::convert::Infallible, StreamEnd> {
+    leave: &CancellationToken,
+) -> Result<Infallible, StreamEnd> {
     let (outgoing, requests) = mpsc::channel(OUTGOING);
     send(&outgoing, hello(config, mirror)).await?;
     let mut client = SyncClient::new(channel).max_decoding_message_size(MAX_PUSH_BYTES);
@@ -78,8 +88,19 @@ async fn exchange(
             }
             _ = alive.tick() => send(&outgoing, message(Message::Alive(v1::Alive {}))).await?,
             () = &mut silence => return Err(StreamEnd::Silent),
+            () = leave.cancelled() => {
+                drop(outgoing);
+                return Err(goodbye(pushes).await);
+            }
         }
     }
+}
+
+/// Waits for the control plane to see the end of our side: a stream that is dropped at once is reset, which
+/// looks like a crash, and a node that crashed is waited for.
+async fn goodbye(mut pushes: Streaming<v1::Push>) -> StreamEnd {
+    while let Ok(Some(_)) = pushes.message().await {}
+    StreamEnd::Left
 }
 
 /// Queues an answer; a control plane that reads none for so long is as good as gone.

@@ -24,6 +24,8 @@ const BACKOFF_BASE: Duration = Duration::from_millis(100);
 const BACKOFF_CAP: Duration = Duration::from_secs(5);
 /// A stream that held for so long was a success; one that breaks at once over and over keeps backing off.
 const STEADY: Duration = BACKOFF_CAP;
+/// How long a control plane may take to notice that the node leaves.
+const GOODBYE: Duration = Duration::from_secs(1);
 /// How long one attempt to connect may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -68,7 +70,8 @@ pub struct Subscription {
 
 /// Follows the control planes until `shutdown`.
 ///
-/// It connects at once, in the background; until it has succeeded the view is [`SyncConfig::initial`]. Each new
+/// At `shutdown` it ends its stream in good order, so that the control plane takes the node for gone and not for
+/// lost. It connects at once, in the background; until it has succeeded the view is [`SyncConfig::initial`]. Each new
 /// snapshot is checked (digest, epoch, fields), offered to `apply`, shown in the view as one value together with
 /// the endpoints, and acknowledged; a snapshot that fails is refused with its reason and the old one stays. The
 /// same snapshot, as after a reconnect, is acknowledged without being applied again.
@@ -105,12 +108,18 @@ fn start<D: Dial>(
     let mirror = Mirror::new(config.initial.clone(), apply);
     let view = mirror.subscribe();
     let task = tokio::spawn(async move {
-        // Nothing is lost where the loop is cut off: a push is handled without a wait.
-        let _ = shutdown
-            .run_until_cancelled(run(&config, &addresses, mirror, &dial))
-            .await;
+        tokio::select! {
+            () = run(&config, &addresses, mirror, &dial, &shutdown) => {}
+            () = overdue(&shutdown) => {}
+        }
     });
     Ok(Subscription { view, task })
+}
+
+/// Completes when a goodbye has taken too long.
+async fn overdue(shutdown: &CancellationToken) {
+    shutdown.cancelled().await;
+    sleep(GOODBYE).await;
 }
 
 /// Opens channels; the tests bring their own.
@@ -129,7 +138,13 @@ impl Dial for Tcp {
     }
 }
 
-async fn run<D: Dial>(config: &SyncConfig, addresses: &[Address], mut mirror: Mirror, dial: &D) {
+async fn run<D: Dial>(
+    config: &SyncConfig,
+    addresses: &[Address],
+    mut mirror: Mirror,
+    dial: &D,
+    shutdown: &CancellationToken,
+) {
     let mut backoff = Backoff::new(BACKOFF_BASE, BACKOFF_CAP);
     let mut warned = false;
     for address in addresses.iter().cycle() {
@@ -137,11 +152,15 @@ async fn run<D: Dial>(config: &SyncConfig, addresses: &[Address], mut mirror: Mi
         let mut again = true;
         while again {
             let started = Instant::now();
-            let end = match dial.dial(address).await {
-                Ok(channel) => follow(channel, config, &mut mirror).await,
-                Err(error) => StreamEnd::Connect(error),
+            let end = match shutdown.run_until_cancelled(dial.dial(address)).await {
+                Some(Ok(channel)) => follow(channel, config, &mut mirror, shutdown).await,
+                Some(Err(error)) => StreamEnd::Connect(error),
+                None => StreamEnd::Left,
             };
             again = mirror.set_connected(false);
+            if matches!(end, StreamEnd::Left) {
+                return;
+            }
             if again && started.elapsed() >= STEADY {
                 backoff.reset();
             }
@@ -153,7 +172,9 @@ async fn run<D: Dial>(config: &SyncConfig, addresses: &[Address], mut mirror: Mi
             }
             warned = true;
             let delay = backoff.next(&mut rand::rng());
-            sleep(delay).await;
+            if shutdown.run_until_cancelled(sleep(delay)).await.is_none() {
+                return;
+            }
         }
     }
 }
@@ -161,7 +182,7 @@ async fn run<D: Dial>(config: &SyncConfig, addresses: &[Address], mut mirror: Mi
 fn reason(end: &StreamEnd) -> String {
     match end {
         StreamEnd::Connect(error) => format!("{end}: {}", root_cause(error)),
-        StreamEnd::Status(_) | StreamEnd::Closed | StreamEnd::Silent => end.to_string(),
+        StreamEnd::Status(_) | StreamEnd::Closed | StreamEnd::Left | StreamEnd::Silent => end.to_string(),
     }
 }
 

@@ -94,9 +94,12 @@ fn nacked(answers: Vec<v1::NodeMessage>) -> (u64, u64, String, String) {
     }
 }
 
+/// Epoch and trace context of each snapshot that a node was offered.
+type Offered = Arc<Mutex<Vec<(u64, Option<String>)>>>;
+
 /// A mirror whose node applies a snapshot once every stable revision has an endpoint, and what it was offered.
-fn mirror(initial: View) -> (Mirror, Arc<Mutex<Vec<(u64, Option<String>)>>>) {
-    let offered = Arc::new(Mutex::new(Vec::new()));
+fn mirror(initial: View) -> (Mirror, Offered) {
+    let offered = Offered::default();
     let log = offered.clone();
     let apply: ApplyFn = Box::new(move |candidate: Candidate<'_>| {
         log.lock()
@@ -124,7 +127,7 @@ fn mirror(initial: View) -> (Mirror, Arc<Mutex<Vec<(u64, Option<String>)>>>) {
 }
 
 /// A mirror that serves epoch 5 with v1.
-fn serving() -> (Mirror, Arc<Mutex<Vec<(u64, Option<String>)>>>, Snapshot) {
+fn serving() -> (Mirror, Offered, Snapshot) {
     let snapshot = snapshot(5, "v1");
     let (mirror, offered) = mirror(View {
         snapshot: Some(Arc::new(snapshot.clone())),

@@ -324,18 +324,40 @@ async fn a_stream_that_held_makes_the_next_attempt_prompt_and_one_that_broke_at_
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_shutdown_ends_the_subscription_connected_or_not() {
+async fn a_shutdown_ends_the_stream_in_good_order() {
     let mut plane = Plane::start();
     let node = Node::start(config(), &plane);
-    plane.session().await.next().await;
+    let mut session = plane.session().await;
+    session.next().await;
+    push_snapshot(&session, 1, 7).await;
+    session.next().await;
     node.shutdown.cancel();
+    let since = Instant::now();
+    session.until_left().await;
+    drop(session);
     node.subscription.ended().await;
+    assert_eq!(since.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_waits_for_no_control_plane() {
+    let mut plane = Plane::start();
+    let node = Node::start(config(), &plane);
+    // This one never reacts.
+    let mut session = plane.session().await;
+    session.next().await;
+    node.shutdown.cancel();
+    let since = Instant::now();
+    node.subscription.ended().await;
+    assert!(since.elapsed() <= GOODBYE + Duration::from_millis(1));
 
     plane.refuse(true);
     let node = Node::start(config(), &plane);
     sleep(Duration::from_secs(60)).await;
     node.shutdown.cancel();
+    let since = Instant::now();
     node.subscription.ended().await;
+    assert_eq!(since.elapsed(), Duration::ZERO);
 }
 
 #[tokio::test]

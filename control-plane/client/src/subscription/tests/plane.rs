@@ -87,6 +87,11 @@ impl Session {
         self.pushes.send(Ok(push)).await.unwrap();
     }
 
+    /// Completes when the node has ended its side in good order.
+    pub(super) async fn until_left(&mut self) {
+        assert_eq!(self.messages.message().await.unwrap(), None);
+    }
+
     /// Breaks the stream off.
     pub(super) async fn fail(self, status: Status) {
         self.pushes.send(Err(status)).await.unwrap();
