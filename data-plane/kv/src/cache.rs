@@ -94,7 +94,7 @@ impl RadixCache {
     pub fn match_prefix(&mut self, namespace: u64, tokens: &[u32]) -> PrefixMatch {
         let key = &tokens[..self.matchable(tokens.len())];
         let root = self.root(namespace);
-        let mut pages = Vec::new();
+        let mut pages = Vec::with_capacity(key.len() / self.page_size);
         let (node, matched) = self.walk(root, key, &mut pages);
         self.lookup_tokens += tokens.len() as u64;
         self.hit_tokens += matched as u64;
@@ -275,12 +275,7 @@ impl RadixCache {
 
     /// Tokens that a node's edge has in common with `key`, in whole pages.
     fn common(&self, node: NodeId, key: &[u32]) -> usize {
-        let edge = &self.nodes[node].tokens;
-        let same = edge
-            .chunks_exact(self.page_size)
-            .zip(key.chunks_exact(self.page_size))
-            .take_while(|(a, b)| a == b);
-        same.count() * self.page_size
+        common_prefix(&self.nodes[node].tokens, key) / self.page_size * self.page_size
     }
 
     /// Cuts an edge after `at` tokens. The new upper node shares the locks; the lower one keeps its id, which
@@ -359,7 +354,9 @@ impl RadixCache {
             at = locked.parent;
             if locked.locks == 1 {
                 self.protected_pages += locked.pages.len();
-                self.evictable_leaves.remove(&(locked.last_use, id));
+                if locked.children.is_empty() {
+                    self.evictable_leaves.remove(&(locked.last_use, id));
+                }
             }
         }
         PrefixGuard { node }
@@ -367,7 +364,7 @@ impl RadixCache {
 
     fn touch(&mut self, id: NodeId) {
         let node = &mut self.nodes[id];
-        let listed = self.evictable_leaves.remove(&(node.last_use, id));
+        let listed = node.is_evictable() && self.evictable_leaves.remove(&(node.last_use, id));
         node.last_use = self.clock;
         if listed {
             self.evictable_leaves.insert((self.clock, id));
@@ -377,7 +374,7 @@ impl RadixCache {
     /// Lists a node among the evictable leaves if it is one.
     fn update_evictable(&mut self, id: NodeId) {
         let node = &self.nodes[id];
-        if node.locks == 0 && node.children.is_empty() && node.parent.is_some() {
+        if node.is_evictable() {
             self.evictable_leaves.insert((node.last_use, id));
         }
     }
@@ -385,6 +382,17 @@ impl RadixCache {
     pub(crate) fn check(&self) -> Result<(), String> {
         node::check(self)
     }
+}
+
+/// How many tokens at the start are the same.
+fn common_prefix(a: &[u32], b: &[u32]) -> usize {
+    // Slices of this length are compared at memory speed; only the last one is looked at token by token.
+    const BLOCK: usize = 64;
+    let len = a.len().min(b.len());
+    let blocks = a[..len].chunks_exact(BLOCK).zip(b.chunks_exact(BLOCK));
+    let start = blocks.take_while(|(a, b)| a == b).count() * BLOCK;
+    let rest = a[start..len].iter().zip(&b[start..len]);
+    start + rest.take_while(|(a, b)| a == b).count()
 }
 
 #[cfg(test)]

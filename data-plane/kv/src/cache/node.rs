@@ -50,6 +50,11 @@ impl Node {
             last_use: 0,
         }
     }
+
+    /// An unlocked leaf, which eviction may take.
+    pub(super) fn is_evictable(&self) -> bool {
+        self.locks == 0 && self.children.is_empty() && self.parent.is_some()
+    }
 }
 
 // === impl Nodes ===
@@ -136,8 +141,7 @@ pub(super) fn check(cache: &RadixCache) -> Result<(), String> {
                 return Err(format!("{child:?} is not linked both ways"));
             }
         }
-        let evictable = node.locks == 0 && node.children.is_empty() && node.parent.is_some();
-        if evictable != cache.evictable_leaves.contains(&(node.last_use, id)) {
+        if node.is_evictable() != cache.evictable_leaves.contains(&(node.last_use, id)) {
             return Err(format!("{id:?} is listed wrongly among the evictable leaves"));
         }
     }

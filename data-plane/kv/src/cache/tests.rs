@@ -83,6 +83,18 @@ fn the_least_recently_used_leaf_goes_first() {
     assert_eq!(cache.peek_prefix(0, &[3, 30, 0]), 2);
 }
 
+#[test]
+fn a_common_prefix_is_found_wherever_it_ends() {
+    let a: Vec<u32> = (0..200).collect();
+    for end in [0, 1, 63, 64, 65, 127, 128, 199] {
+        let mut b = a.clone();
+        b[end] = 1000;
+        assert_eq!(common_prefix(&a, &b), end);
+        assert_eq!(common_prefix(&a, &a[..end]), end);
+        assert_eq!(common_prefix(&a[..end], &a), end);
+    }
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Start { namespace: u64, tokens: Vec<u32> },
