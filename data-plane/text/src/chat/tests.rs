@@ -67,7 +67,8 @@ fn special_tokens_and_absent_tools_are_there() {
 
 #[test]
 fn strings_are_iterable_and_none_is_not() {
-    let source = "{{ tools is iterable }} {{ 'a' is iterable }} {{ messages is iterable }} {{ 1 is iterable }}";
+    let source =
+        "{{ tools is iterable }} {{ 'a' is iterable }} {{ messages is iterable }} {{ 1 is iterable }}";
     assert_eq!(render(source, &[]).unwrap(), "False True True False");
 }
 
