@@ -312,8 +312,11 @@ impl AdminService {
             let status = self.status(&model);
             let (gone, new) = (status.is_err(), status.as_ref().ok() != last.as_ref());
             last = status.as_ref().ok().cloned();
-            if (gone || new) && statuses.send(status).await.is_err() || gone {
-                return;
+            if gone || new {
+                let sent = statuses.send(status).await;
+                if gone || sent.is_err() {
+                    return;
+                }
             }
             tokio::select! {
                 changed = changes.changed() => if changed.is_err() { return },
