@@ -1,0 +1,116 @@
+//! Command line and environment of the gateway.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use crate::Config;
+
+/// Takes requests over gRPC and HTTP, assigns each to a revision, and forwards it to a worker.
+#[derive(Debug, Clone, clap::Parser)]
+#[command(version)]
+pub struct Args {
+    /// gRPC and HTTP
+    #[arg(
+        long,
+        value_name = "ADDR",
+        default_value = "127.0.0.1:8080",
+        env = "PENSTOCK_GATEWAY_LISTEN"
+    )]
+    listen: SocketAddr,
+
+    /// Operations: /metrics
+    #[arg(
+        long,
+        value_name = "ADDR",
+        default_value = "127.0.0.1:8081",
+        env = "PENSTOCK_GATEWAY_OPS_LISTEN"
+    )]
+    ops_listen: SocketAddr,
+
+    /// A control plane (repeatable, or separated by commas)
+    #[arg(
+        long = "control-plane",
+        value_name = "ADDR",
+        value_delimiter = ',',
+        default_value = "http://127.0.0.1:8090",
+        env = "PENSTOCK_CONTROL_PLANE"
+    )]
+    control_planes: Vec<String>,
+
+    /// Region of this gateway
+    #[arg(long, default_value = "", env = "PENSTOCK_REGION")]
+    region: String,
+
+    /// Name of this gateway, unique among all [default: the address that it listens on]
+    #[arg(long, env = "PENSTOCK_GATEWAY_NODE")]
+    node: Option<String>,
+
+    /// Where the last routes and workers are kept, so that it starts without a control plane
+    #[arg(long, value_name = "DIR", env = "PENSTOCK_GATEWAY_STATE_DIR")]
+    state_dir: Option<PathBuf>,
+
+    /// Time that running requests get when the gateway is told to end
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
+    drain_timeout: Duration,
+
+    /// What to log, in the syntax of RUST_LOG
+    #[arg(long, value_name = "FILTER", env = "RUST_LOG")]
+    log: Option<String>,
+}
+
+impl Args {
+    /// The log filter, if one was given.
+    pub fn log(&self) -> Option<&str> {
+        self.log.as_deref()
+    }
+
+    /// Everything else.
+    pub fn into_config(self) -> Config {
+        Config {
+            listen: self.listen,
+            ops_listen: self.ops_listen,
+            region: self.region,
+            node: self.node,
+            state_dir: self.state_dir,
+            drain_timeout: self.drain_timeout,
+            ..Config::new(self.control_planes)
+        }
+    }
+}
+
+/// Reads `250ms`, `1.5s`, `2m`.
+fn parse_duration(value: &str) -> Result<Duration, String> {
+    let units = [("ms", 1e-3), ("s", 1.0), ("m", 60.0), ("h", 3600.0)];
+    let seconds = units.iter().find_map(|(unit, scale)| {
+        let number: f64 = value.strip_suffix(unit)?.parse().ok()?;
+        Some(number * scale)
+    });
+    seconds
+        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+        .ok_or_else(|| "is not a duration such as 250ms, 1.5s or 2m".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser as _;
+
+    #[test]
+    fn control_planes_are_repeated_or_separated_by_commas() {
+        let args = Args::parse_from(["gateway", "--control-plane", "a:1,b:2", "--control-plane", "c:3"]);
+        assert_eq!(args.into_config().control_planes, ["a:1", "b:2", "c:3"]);
+    }
+
+    #[test]
+    fn durations_have_a_unit() {
+        assert_eq!(parse_duration("1.5s"), Ok(Duration::from_millis(1500)));
+        assert_eq!(parse_duration("250ms"), Ok(Duration::from_millis(250)));
+        for value in ["", "5", "s", "-1s", "1 day"] {
+            assert!(parse_duration(value).is_err(), "{value}");
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        <Args as clap::CommandFactory>::command().debug_assert();
+    }
+}

@@ -1,0 +1,305 @@
+//! One request to one worker, or to another if the first fails before it has sent anything.
+
+use std::{collections::HashSet, sync::Arc};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Version, header};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use penstock_client::View;
+use penstock_plan::Endpoint;
+use penstock_telemetry::instruments::GatewayMetrics;
+use tokio::{sync::watch, time::Instant};
+use tonic::{Code, Status};
+
+use crate::{
+    error,
+    frames::Message,
+    observe::Observation,
+    pool::{Peer, Pool},
+    relay::Relay,
+    routing::{self, Assigned},
+    timeout,
+};
+
+/// Workers asked at most for one request.
+const ATTEMPTS: usize = 3;
+
+/// Headers of one connection, and those that the gateway writes itself; all others pass through.
+const OWN: [HeaderName; 13] = [
+    header::HOST,
+    header::CONNECTION,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    header::CONTENT_LENGTH,
+    header::CONTENT_TYPE,
+    header::TE,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("grpc-timeout"),
+    HeaderName::from_static("grpc-encoding"),
+    HeaderName::from_static("grpc-accept-encoding"),
+];
+
+/// Sends requests to workers. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Forwarder {
+    pub(crate) view: watch::Receiver<Arc<View>>,
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) metrics: GatewayMetrics,
+}
+
+/// A call of a method of `Inference`.
+pub(crate) struct Call {
+    /// Name of the method, e.g. `Generate`.
+    pub(crate) method: &'static str,
+    /// The caller's headers, read for assignment and passed on.
+    pub(crate) headers: HeaderMap,
+    pub(crate) message: Message,
+    pub(crate) deadline: Option<Instant>,
+    pub(crate) observation: Observation,
+}
+
+/// A reply that has begun.
+pub(crate) struct Reply {
+    /// The worker's response metadata.
+    pub(crate) headers: HeaderMap,
+    pub(crate) assigned: Assigned,
+    pub(crate) body: Relay,
+}
+
+/// An attempt that brought no reply.
+struct Failed {
+    status: Status,
+    /// Another worker may do better.
+    retry: bool,
+    /// The worker itself may do better: its connection was closed before it saw the request.
+    unseen: bool,
+}
+
+/// What a worker began to answer.
+struct Begun {
+    headers: HeaderMap,
+    body: Incoming,
+    first: Option<Bytes>,
+    trailers: Option<HeaderMap>,
+}
+
+impl Forwarder {
+    /// The view in force.
+    pub(crate) fn view(&self) -> Arc<View> {
+        self.view.borrow().clone()
+    }
+
+    /// Assigns the request, sends it and waits for the first part of the reply.
+    ///
+    /// A status before that is an error here; it carries the assignment, if there is one, in its metadata.
+    pub(crate) async fn call(&self, mut call: Call) -> Result<Reply, Status> {
+        let result = match call.deadline {
+            Some(at) => match tokio::time::timeout_at(at, self.serve(&mut call)).await {
+                Ok(result) => result,
+                Err(_) => Err(error::deadline()),
+            },
+            None => self.serve(&mut call).await,
+        };
+        match result {
+            Ok((assigned, begun, endpoint, lease)) => Ok(Reply {
+                headers: begun.headers,
+                assigned,
+                body: Relay::new(
+                    begun.body,
+                    begun.first,
+                    begun.trailers,
+                    call.deadline,
+                    endpoint,
+                    call.observation,
+                    lease,
+                ),
+            }),
+            Err(status) => {
+                call.observation.failed(&status);
+                Err(status)
+            }
+        }
+    }
+
+    async fn serve(&self, call: &mut Call) -> Result<(Assigned, Begun, String, crate::pool::Lease), Status> {
+        let asked = call.message.model()?;
+        let assigned = routing::assign(&self.view(), asked, &call.headers)?;
+        call.observation.assigned(&assigned);
+        if asked != assigned.model {
+            call.message = call.message.with_model(&assigned.model);
+        }
+        let told = |mut status: Status| {
+            let mut headers = std::mem::take(status.metadata_mut()).into_headers();
+            assigned.tell(&mut headers);
+            *status.metadata_mut() = tonic::metadata::MetadataMap::from_headers(headers);
+            status
+        };
+        let mut tried = HashSet::new();
+        let mut last = None;
+        for attempt in 0..ATTEMPTS {
+            let Some((endpoint, peer)) = self.pool.pick(assigned.endpoints(), &tried) else {
+                break;
+            };
+            if attempt > 0 {
+                call.observation.retried(&assigned.model);
+            }
+            call.observation.sent_to(&endpoint.id);
+            let lease = peer.lease();
+            match attempt_on(&peer, endpoint, call, &assigned).await {
+                Ok(begun) => {
+                    let endpoint = endpoint.id.clone();
+                    return Ok((assigned, begun, endpoint, lease));
+                }
+                Err(failed) if !failed.retry => return Err(told(failed.status)),
+                Err(failed) => {
+                    tracing::debug!(
+                        endpoint = endpoint.id,
+                        error = failed.status.message(),
+                        "a worker did not take a request"
+                    );
+                    if !failed.unseen {
+                        peer.cool();
+                        tried.insert(endpoint.id.clone());
+                    }
+                    last = Some(failed.status);
+                }
+            }
+        }
+        Err(told(last.unwrap_or_else(|| {
+            error::unavailable(format!(
+                "no worker serves {}@{} now",
+                assigned.model, assigned.revision.name
+            ))
+        })))
+    }
+}
+
+async fn attempt_on(
+    peer: &Peer,
+    endpoint: &Endpoint,
+    call: &Call,
+    assigned: &Assigned,
+) -> Result<Begun, Failed> {
+    let mut sender = peer.sender().await.map_err(|error| Failed {
+        status: error::unavailable(format!("worker {} cannot be reached: {error}", endpoint.id)),
+        retry: true,
+        unseen: false,
+    })?;
+    let request = request(peer.address(), call, assigned)?;
+    let response = sender.send_request(request).await.map_err(|error| Failed {
+        status: error::unavailable(format!("worker {} did not answer: {error}", endpoint.id)),
+        retry: true,
+        unseen: error.is_canceled() || error.is_closed(),
+    })?;
+    let (parts, body) = response.into_parts();
+    if parts.status != http::StatusCode::OK {
+        let message = format!(
+            "worker {} answered with HTTP status {}",
+            endpoint.id, parts.status
+        );
+        return Err(Failed {
+            status: error::unavailable(message),
+            retry: true,
+            unseen: false,
+        });
+    }
+    begin(endpoint, parts.headers, body).await
+}
+
+/// Waits for the first data: until then another worker can take over without anybody noticing.
+async fn begin(endpoint: &Endpoint, headers: HeaderMap, mut body: Incoming) -> Result<Begun, Failed> {
+    if let Some(status) = Status::from_header_map(&headers) {
+        ended(status)?;
+        let trailers = Some(HeaderMap::from_iter([(
+            Status::GRPC_STATUS,
+            HeaderValue::from_static("0"),
+        )]));
+        return Ok(Begun {
+            headers,
+            body,
+            first: None,
+            trailers,
+        });
+    }
+    let gone = |why: String| Failed {
+        status: error::unavailable(format!(
+            "worker {} ended before its first token: {why}",
+            endpoint.id
+        )),
+        retry: true,
+        unseen: false,
+    };
+    loop {
+        let frame = match body.frame().await {
+            Some(Ok(frame)) => frame,
+            Some(Err(error)) => return Err(gone(error.to_string())),
+            None => return Err(gone("it sent no status".into())),
+        };
+        match frame.into_data() {
+            Ok(data) if data.is_empty() => {}
+            Ok(data) => {
+                return Ok(Begun {
+                    headers,
+                    body,
+                    first: Some(data),
+                    trailers: None,
+                });
+            }
+            Err(frame) => {
+                let trailers = frame.into_trailers().unwrap_or_default();
+                ended(
+                    Status::from_header_map(&trailers)
+                        .unwrap_or_else(|| Status::unknown("the worker sent no status")),
+                )?;
+                return Ok(Begun {
+                    headers,
+                    body,
+                    first: None,
+                    trailers: Some(trailers),
+                });
+            }
+        }
+    }
+}
+
+/// A status before the first data.
+fn ended(status: Status) -> Result<(), Failed> {
+    match status.code() {
+        Code::Ok => Ok(()),
+        code => Err(Failed {
+            status,
+            retry: code == Code::Unavailable,
+            unseen: false,
+        }),
+    }
+}
+
+fn request(address: &str, call: &Call, assigned: &Assigned) -> Result<Request<Full<Bytes>>, Failed> {
+    let uri = format!("http://{address}/penstock.v1.Inference/{}", call.method);
+    let built = Request::post(uri)
+        .version(Version::HTTP_2)
+        .body(Full::new(call.message.framed()));
+    let mut request = built.map_err(|error| Failed {
+        status: Status::internal(format!("{address:?} cannot be asked: {error}")),
+        retry: true,
+        unseen: false,
+    })?;
+    let headers = request.headers_mut();
+    for (name, value) in call.headers.iter().filter(|(name, _)| !OWN.contains(name)) {
+        headers.append(name, value.clone());
+    }
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    assigned.tell(headers);
+    call.observation.inject(headers);
+    if let Some(at) = call.deadline {
+        headers.insert(
+            "grpc-timeout",
+            timeout::format(at.saturating_duration_since(Instant::now())),
+        );
+    }
+    Ok(request)
+}

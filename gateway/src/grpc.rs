@@ -1,0 +1,165 @@
+//! `penstock.v1.Inference` as the gateway serves it. Generate and Tokenize pass through; ListModels is answered here.
+
+use axum::{
+    Router,
+    body::Body,
+    extract::State,
+    response::{IntoResponse as _, Response},
+    routing::post,
+};
+use http::{HeaderMap, HeaderValue, Request, header};
+use http_body_util::{BodyExt as _, Full};
+use penstock_client::View;
+use penstock_proto::v1;
+use tonic::Status;
+
+use crate::{
+    forward::{Call, Forwarder, Reply},
+    frames::Message,
+    observe::Observation,
+    timeout,
+};
+
+const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
+
+/// Routes of the service.
+pub(crate) fn router(forwarder: Forwarder) -> Router {
+    Router::new()
+        .route("/penstock.v1.Inference/Generate", post(generate))
+        .route("/penstock.v1.Inference/Tokenize", post(tokenize))
+        .route("/penstock.v1.Inference/ListModels", post(list_models))
+        .with_state(forwarder)
+}
+
+async fn generate(State(forwarder): State<Forwarder>, request: Request<Body>) -> Response {
+    pass(&forwarder, "Generate", request).await.unwrap_or_else(refuse)
+}
+
+async fn tokenize(State(forwarder): State<Forwarder>, request: Request<Body>) -> Response {
+    pass(&forwarder, "Tokenize", request).await.unwrap_or_else(refuse)
+}
+
+async fn list_models(State(forwarder): State<Forwarder>, request: Request<Body>) -> Response {
+    match checked(request.headers()) {
+        Ok(()) => answer(&models(&forwarder.view())),
+        Err(response) => response,
+    }
+}
+
+async fn pass(
+    forwarder: &Forwarder,
+    method: &'static str,
+    request: Request<Body>,
+) -> Result<Response, Status> {
+    if let Err(response) = checked(request.headers()) {
+        return Ok(response);
+    }
+    let (parts, body) = request.into_parts();
+    let deadline = timeout::deadline(&parts.headers)?;
+    let message = Message::read(body).await?;
+    let model = message.model()?;
+    let metrics = forwarder.metrics.clone();
+    let observation = match method {
+        "Generate" => Observation::generate(metrics, model, &parts.headers),
+        _ => Observation::other(metrics, "tokenize", model, &parts.headers),
+    };
+    let call = Call {
+        method,
+        headers: parts.headers,
+        message,
+        deadline,
+        observation,
+    };
+    Ok(respond(forwarder.call(call).await?))
+}
+
+fn respond(reply: Reply) -> Response {
+    let Reply {
+        headers,
+        assigned,
+        body,
+    } = reply;
+    let mut response = Response::new(Body::new(body));
+    *response.headers_mut() = headers;
+    // Those describe the hop behind.
+    for name in [header::CONTENT_LENGTH, header::DATE] {
+        response.headers_mut().remove(name);
+    }
+    for name in [
+        Status::GRPC_STATUS,
+        Status::GRPC_MESSAGE,
+        Status::GRPC_STATUS_DETAILS,
+    ] {
+        response.headers_mut().remove(name);
+    }
+    response.headers_mut().insert(header::CONTENT_TYPE, GRPC);
+    assigned.tell(response.headers_mut());
+    response
+}
+
+fn refuse(status: Status) -> Response {
+    status.into_http()
+}
+
+/// A reply of one message.
+fn answer(message: &impl prost::Message) -> Response {
+    let mut trailers = HeaderMap::new();
+    trailers.insert(Status::GRPC_STATUS, HeaderValue::from_static("0"));
+    let body =
+        Full::new(Message::encode(message).framed()).with_trailers(std::future::ready(Some(Ok(trailers))));
+    let mut response = Response::new(Body::new(body));
+    response.headers_mut().insert(header::CONTENT_TYPE, GRPC);
+    response
+}
+
+/// Whoever does not speak gRPC is told so in HTTP.
+fn checked(headers: &HeaderMap) -> Result<(), Response> {
+    let kind = headers
+        .get(header::CONTENT_TYPE)
+        .map_or(&b""[..], HeaderValue::as_bytes);
+    match kind.starts_with(b"application/grpc") && !kind.starts_with(b"application/grpc-web") {
+        true => Ok(()),
+        false => Err((
+            http::StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "this is a gRPC method: content-type must be application/grpc\n",
+        )
+            .into_response()),
+    }
+}
+
+/// Models and revisions of the view.
+fn models(view: &View) -> v1::ListModelsResponse {
+    let routes = view.snapshot.iter().flat_map(|snapshot| snapshot.routes.values());
+    let models = routes.map(|route| {
+        let revisions = route.revisions().map(|revision| v1::RevisionInfo {
+            name: revision.name.clone(),
+            digest: revision.digest.clone(),
+            context_length: context_length(view, &route.model, revision),
+        });
+        v1::ModelInfo {
+            name: route.model.clone(),
+            stable: route.stable.name.clone(),
+            revisions: revisions.collect(),
+        }
+    });
+    v1::ListModelsResponse {
+        models: models.collect(),
+    }
+}
+
+/// The least that a worker offers: a request may land on any; 0 where none serves the revision.
+fn context_length(view: &View, model: &str, revision: &penstock_plan::Revision) -> u32 {
+    let served = view
+        .endpoints
+        .endpoints
+        .iter()
+        .flat_map(|endpoint| &endpoint.revisions);
+    let same = |served: &&penstock_plan::ServedRevision| {
+        served.model == model && served.revision == revision.name && served.digest == revision.digest
+    };
+    served
+        .filter(same)
+        .map(|served| served.context_length)
+        .min()
+        .unwrap_or(0)
+}

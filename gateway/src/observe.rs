@@ -1,0 +1,175 @@
+//! What is told of each request: its span and its metrics.
+
+use std::time::{Duration, Instant};
+
+use http::HeaderMap;
+use opentelemetry::{
+    Context, KeyValue, global,
+    trace::{SpanKind, Status as SpanStatus, TraceContextExt as _, Tracer as _},
+};
+use penstock_proto::v1::RequestStats;
+use penstock_telemetry::{
+    RequestIdentity,
+    instruments::{GatewayMetrics, InFlight, RequestRecord, Served, TokenCounts},
+    propagation,
+    semconv::{attribute, span, value},
+};
+use tonic::{Code, Status};
+
+use crate::{error, routing::Assigned};
+
+/// One request from arrival to end. One that is dropped before its end was left by its client.
+#[derive(Debug)]
+pub(crate) struct Observation {
+    metrics: GatewayMetrics,
+    /// Calls that generate are measured; others have a span only.
+    measured: bool,
+    arrived: Instant,
+    context: Context,
+    served: Served,
+    in_flight: Option<InFlight>,
+    first_data: Option<Instant>,
+    ended: bool,
+}
+
+impl Observation {
+    /// A request to generate arrived.
+    pub(crate) fn generate(metrics: GatewayMetrics, model: &str, headers: &HeaderMap) -> Self {
+        Self::start(metrics, true, span::generate(model), model, headers)
+    }
+
+    /// Another request arrived, `operation` for `model`.
+    pub(crate) fn other(metrics: GatewayMetrics, operation: &str, model: &str, headers: &HeaderMap) -> Self {
+        Self::start(metrics, false, format!("{operation} {model}"), model, headers)
+    }
+
+    fn start(
+        metrics: GatewayMetrics,
+        measured: bool,
+        name: String,
+        model: &str,
+        headers: &HeaderMap,
+    ) -> Self {
+        let tracer = global::tracer("penstock");
+        let builder = tracer
+            .span_builder(name)
+            .with_kind(SpanKind::Server)
+            .with_attributes([
+                KeyValue::new(attribute::OPERATION_NAME, value::GENERATE),
+                KeyValue::new(attribute::PROVIDER_NAME, value::PENSTOCK),
+                KeyValue::new(attribute::COMPONENT, value::GATEWAY),
+                KeyValue::new(attribute::REQUEST_MODEL, model.to_owned()),
+            ]);
+        let parent = propagation::extract(headers);
+        let context = parent.with_span(tracer.build_with_context(builder, &parent));
+        Self {
+            metrics,
+            measured,
+            arrived: Instant::now(),
+            context,
+            served: Served::unassigned(),
+            in_flight: None,
+            first_data: None,
+            ended: false,
+        }
+    }
+
+    /// It is known which revision serves.
+    pub(crate) fn assigned(&mut self, assigned: &Assigned) {
+        self.served = Served::new(&assigned.model, &assigned.revision.name);
+        if self.measured {
+            self.in_flight = Some(self.metrics.in_flight(&self.served));
+        }
+        let identity = RequestIdentity {
+            model: assigned.model.clone(),
+            revision: assigned.revision.name.clone(),
+            epoch: assigned.epoch,
+            reason: assigned.reason.as_str().into(),
+            endpoint: String::new(),
+        };
+        let span = self.context.span();
+        span.set_attributes(identity.attributes());
+        let served = format!("{}@{}", assigned.model, assigned.revision.name);
+        span.set_attribute(KeyValue::new(attribute::RESPONSE_MODEL, served));
+    }
+
+    /// The request goes to this worker now.
+    pub(crate) fn sent_to(&self, endpoint: &str) {
+        self.context
+            .span()
+            .set_attribute(KeyValue::new(attribute::ENDPOINT, endpoint.to_owned()));
+    }
+
+    /// The worker failed before it had sent anything; another one is asked.
+    pub(crate) fn retried(&self, model: &str) {
+        self.metrics.retried(model);
+    }
+
+    /// Writes the span's context into the headers of the hop to the worker.
+    pub(crate) fn inject(&self, headers: &mut HeaderMap) {
+        propagation::inject(&self.context, headers);
+    }
+
+    /// The first part of the reply is here.
+    pub(crate) fn first_data(&mut self) {
+        self.first_data.get_or_insert_with(Instant::now);
+    }
+
+    /// The request failed.
+    pub(crate) fn failed(&mut self, status: &Status) {
+        self.end(status.code(), status.message(), None);
+    }
+
+    /// The request ended; a worker that got that far says what it measured.
+    pub(crate) fn end(&mut self, code: Code, message: &str, stats: Option<&RequestStats>) {
+        if std::mem::replace(&mut self.ended, true) {
+            return;
+        }
+        let outcome = error::outcome(code);
+        let span = self.context.span();
+        span.set_attribute(KeyValue::new(attribute::GRPC_STATUS, i64::from(i32::from(code))));
+        if code != Code::Ok {
+            span.set_attribute(KeyValue::new(attribute::ERROR_TYPE, outcome));
+            span.set_status(SpanStatus::error(message.to_owned()));
+            tracing::debug!(outcome, message, "request failed");
+        }
+        let tokens = stats.map_or_else(TokenCounts::default, tokens);
+        for (name, count) in [
+            (attribute::INPUT_TOKENS, tokens.input),
+            (attribute::OUTPUT_TOKENS, tokens.output),
+            (attribute::CACHE_READ_TOKENS, tokens.cached),
+        ] {
+            if stats.is_some() {
+                span.set_attribute(KeyValue::new(name, i64::try_from(count).unwrap_or(i64::MAX)));
+            }
+        }
+        if self.measured {
+            let record = RequestRecord {
+                outcome,
+                duration: self.arrived.elapsed(),
+                ttft: self.first_data.map(|at| at - self.arrived),
+                tpot: stats
+                    .filter(|stats| stats.completion_tokens > 1)
+                    .map(|stats| Duration::from_micros(stats.tpot_us)),
+                tokens,
+            };
+            self.metrics.record(&self.served, &record);
+        }
+        self.in_flight = None;
+        span.end();
+    }
+}
+
+impl Drop for Observation {
+    fn drop(&mut self) {
+        self.end(Code::Cancelled, "the client has gone", None);
+    }
+}
+
+fn tokens(stats: &RequestStats) -> TokenCounts {
+    TokenCounts {
+        input: stats.prompt_tokens.into(),
+        cached: stats.cached_tokens.into(),
+        output: stats.completion_tokens.into(),
+    }
+}

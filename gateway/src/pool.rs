@@ -1,0 +1,211 @@
+//! HTTP/2 connections to workers, and which worker gets the next request.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::client::conn::http2::{self, SendRequest};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use penstock_plan::Endpoint;
+use tokio::{net::TcpStream, time::Instant};
+
+/// Connections to each worker: more than one, so that one lost packet does not hold up every stream.
+const CONNECTIONS: usize = 2;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// A worker that could not be reached or took no requests is passed over for so long, if there is another.
+const COOL_DOWN: Duration = Duration::from_secs(2);
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 16 << 20;
+/// Streams on one connection before the worker has said how many it takes.
+const FIRST_STREAMS: usize = 1024;
+/// A worker that answers no ping is gone, and its streams fail instead of hanging.
+const PING_EVERY: Duration = Duration::from_secs(5);
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
+
+type Sender = SendRequest<Full<Bytes>>;
+
+/// Every worker that requests were sent to, by address.
+#[derive(Debug, Default)]
+pub(crate) struct Pool(Mutex<HashMap<String, Arc<Peer>>>);
+
+/// One worker.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    address: String,
+    in_flight: AtomicUsize,
+    cooling_since: Mutex<Option<Instant>>,
+    next: AtomicUsize,
+    connections: [tokio::sync::Mutex<Option<Sender>>; CONNECTIONS],
+}
+
+/// Why a worker cannot be reached.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConnectError {
+    #[error("no connection within {CONNECT_TIMEOUT:?}")]
+    Timeout,
+    #[error("{0}")]
+    Tcp(#[from] std::io::Error),
+    #[error("{0}")]
+    Http2(#[from] hyper::Error),
+    #[error("it could not be reached a moment ago")]
+    JustFailed,
+}
+
+/// Counts a request on its worker until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Lease(Arc<Peer>);
+
+// === impl Pool ===
+
+impl Pool {
+    /// The less busy of two random workers among `endpoints`; those in `tried` are out, those that failed a moment
+    /// ago come last.
+    pub(crate) fn pick<'e>(
+        &self,
+        endpoints: impl Iterator<Item = &'e Endpoint>,
+        tried: &HashSet<String>,
+    ) -> Option<(&'e Endpoint, Arc<Peer>)> {
+        let candidates: Vec<_> = endpoints
+            .filter(|endpoint| !tried.contains(&endpoint.id))
+            .map(|endpoint| (endpoint, self.peer(&endpoint.address)))
+            .collect();
+        let warm: Vec<_> = candidates.iter().filter(|(_, peer)| !peer.is_cooling()).collect();
+        let among = if warm.is_empty() {
+            candidates.iter().collect()
+        } else {
+            warm
+        };
+        let chosen = match among.len() {
+            0 => return None,
+            1 => among[0],
+            count => {
+                let first = rand::random_range(0..count);
+                // Another one than the first, each with the same chance.
+                let second = (first + rand::random_range(1..count)) % count;
+                std::cmp::min_by_key(among[first], among[second], |(_, peer)| {
+                    peer.in_flight.load(Ordering::Relaxed)
+                })
+            }
+        };
+        Some(chosen.clone())
+    }
+
+    /// Forgets workers that are gone, with their connections.
+    pub(crate) fn retain(&self, endpoints: &[Endpoint]) {
+        let known: HashSet<&str> = endpoints
+            .iter()
+            .map(|endpoint| endpoint.address.as_str())
+            .collect();
+        // A stream in flight holds its own peer and goes on.
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|address, _| known.contains(address.as_str()));
+    }
+
+    fn peer(&self, address: &str) -> Arc<Peer> {
+        let mut peers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(peer) = peers.get(address) {
+            return peer.clone();
+        }
+        let peer = Arc::new(Peer {
+            address: address.to_owned(),
+            in_flight: AtomicUsize::new(0),
+            cooling_since: Mutex::new(None),
+            next: AtomicUsize::new(0),
+            connections: Default::default(),
+        });
+        peers.insert(address.to_owned(), peer.clone());
+        peer
+    }
+}
+
+// === impl Peer ===
+
+impl Peer {
+    /// Counts one more request.
+    pub(crate) fn lease(self: &Arc<Self>) -> Lease {
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        Lease(self.clone())
+    }
+
+    /// It failed or takes no requests: others are asked first for a while.
+    pub(crate) fn cool(&self) {
+        *self.cooling() = Some(Instant::now());
+    }
+
+    /// `host:port`.
+    pub(crate) fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// A connection that is up, opened if need be.
+    pub(crate) async fn sender(&self) -> Result<Sender, ConnectError> {
+        let began = Instant::now();
+        let slot = self.next.fetch_add(1, Ordering::Relaxed) % CONNECTIONS;
+        let mut connection = self.connections[slot].lock().await;
+        if let Some(sender) = connection.as_ref().filter(|sender| !sender.is_closed()) {
+            return Ok(sender.clone());
+        }
+        // Whoever waited here while somebody else failed has its answer: attempts must not queue up.
+        if self.cooling().is_some_and(|since| since >= began) {
+            return Err(ConnectError::JustFailed);
+        }
+        match tokio::time::timeout(CONNECT_TIMEOUT, connect(&self.address))
+            .await
+            .unwrap_or(Err(ConnectError::Timeout))
+        {
+            Ok(sender) => {
+                *self.cooling() = None;
+                *connection = Some(sender.clone());
+                Ok(sender)
+            }
+            Err(error) => {
+                self.cool();
+                Err(error)
+            }
+        }
+    }
+
+    fn is_cooling(&self) -> bool {
+        self.cooling().is_some_and(|since| since.elapsed() < COOL_DOWN)
+    }
+
+    fn cooling(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
+        self.cooling_since.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+async fn connect(address: &str) -> Result<Sender, ConnectError> {
+    let stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_max_send_streams(FIRST_STREAMS)
+        .keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PING_TIMEOUT)
+        .handshake(TokioIo::new(stream))
+        .await?;
+    let address = address.to_owned();
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%address, %error, "a connection to a worker ended");
+        }
+    });
+    Ok(sender)
+}
