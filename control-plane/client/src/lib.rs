@@ -37,9 +37,10 @@ mod stream;
 mod subscription;
 mod view;
 
-pub use address::{Address, AddressError};
 /// The messages that calls take and give.
 pub use penstock_proto::v1;
+
+pub use address::{Address, AddressError};
 pub use admin::{AdminClient, AdminError};
 pub use subscription::{Subscription, SyncConfig, SyncConfigError, subscribe};
 pub use view::{ApplyFn, Candidate, Veto, View};

@@ -86,7 +86,11 @@ impl Mirror {
             Some(Resource::Heartbeat(_)) => vec![self.ack(nonce)],
             None => {
                 let why = "this node does not know the resource; it is older than the control plane";
-                vec![self.nack(nonce, 0, refusal("unknown_resource", "resource", why.into()))]
+                vec![nack(
+                    nonce,
+                    0,
+                    refusal("unknown_resource", "resource", why.into()),
+                )]
             }
         }
     }
@@ -105,13 +109,23 @@ impl Mirror {
                 digest,
                 traceparent,
             },
-            Err(reason) => return self.nack(nonce, epoch, reason),
+            Err(reason) => {
+                // A veto is the node's own, which knows best what to say of it; nobody else hears of these.
+                tracing::warn!(
+                    epoch,
+                    code = reason.code,
+                    field = reason.field,
+                    "refused a snapshot: {}",
+                    reason.message
+                );
+                return nack(nonce, epoch, reason);
+            }
         };
         match self.offer(&pushed) {
             Ok(()) => self.ack(nonce),
             Err(veto) => {
                 self.vetoed = Some(pushed);
-                self.nack(nonce, epoch, veto)
+                nack(nonce, epoch, veto)
             }
         }
     }
@@ -190,28 +204,21 @@ impl Mirror {
             (!digest.is_empty()).then_some(v1::ack::Applied::Snapshot(v1::AppliedSnapshot { epoch, digest }));
         message(Message::Ack(v1::Ack { nonce, applied }))
     }
+}
 
-    fn nack(&self, nonce: u64, epoch: u64, veto: Veto) -> v1::NodeMessage {
-        tracing::warn!(
-            epoch,
-            code = veto.code,
-            field = veto.field,
-            "refused a push: {}",
-            veto.message
-        );
-        let Veto {
-            code,
-            field,
-            message: text,
-        } = veto;
-        message(Message::Nack(v1::Nack {
-            nonce,
-            epoch,
-            code,
-            field,
-            message: text,
-        }))
-    }
+fn nack(nonce: u64, epoch: u64, veto: Veto) -> v1::NodeMessage {
+    let Veto {
+        code,
+        field,
+        message: text,
+    } = veto;
+    message(Message::Nack(v1::Nack {
+        nonce,
+        epoch,
+        code,
+        field,
+        message: text,
+    }))
 }
 
 fn refusal(code: &str, field: &str, message: String) -> Veto {

@@ -59,11 +59,12 @@ impl TryFrom<v1::Route> for Route {
     type Error = ConvertError;
 
     fn try_from(wire: v1::Route) -> Result<Self, ConvertError> {
+        let stable = required(wire.stable, "stable")?.into();
         let canary = wire.canary.map(Canary::try_from).transpose();
         let sticky = Sticky::try_from(required(wire.sticky, "sticky")?);
         Ok(Self {
             model: wire.model,
-            stable: required(wire.stable, "stable")?.into(),
+            stable,
             canary: canary.map_err(|error| error.within("canary"))?,
             rollout_uid: wire.rollout_uid,
             generation: wire.generation,
