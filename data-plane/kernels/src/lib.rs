@@ -30,7 +30,7 @@ pub use linear::{Element, Linear};
 pub use mapped::MappedFile;
 pub use norm::{add_rms_norm, rms_norm};
 pub use pool::Pool;
-pub use rope::{CacheShape, QkvShape, RotateAndStore, rotate_and_store};
+pub use rope::{CacheShape, MAX_HEAD_DIM, QkvShape, Rotate, rotate, store};
 
 /// Where kernels run: an instruction set and the process's threads.
 #[derive(Debug, Clone, Copy)]

@@ -1,5 +1,5 @@
 //! Rotary embedding (Su et al. 2021, arXiv 2104.09864; half-split, as Hugging Face has it) of q and k, the optional
-//! norm of their heads before it, and the write of k and v into the paged cache: one pass over the rows.
+//! norm of their heads before it, and the write of k and v into the paged cache.
 
 use half::bf16;
 
@@ -32,22 +32,21 @@ pub struct CacheShape {
     pub head_dim: usize,
 }
 
-/// What [`rotate_and_store`] does to every row.
+/// What [`rotate`] does to every row.
 #[derive(Debug, Clone, Copy)]
-pub struct RotateAndStore<'a> {
+pub struct Rotate<'a> {
     /// Widths of a row.
     pub qkv: QkvShape,
-    /// Shape of the cache.
-    pub cache: CacheShape,
     /// `[positions][cos of head_dim / 2, then sin of head_dim / 2]`.
     pub angles: &'a [f32],
     /// Position of each row.
     pub positions: &'a [u32],
-    /// Slot of each row in the cache: `page · page_size + offset`.
-    pub slots: &'a [usize],
     /// Norm weights of the heads of q and of k, and eps.
     pub norms: Option<(&'a [f32], &'a [f32], f32)>,
 }
+
+/// Widest head that [`rotate`] takes.
+pub const MAX_HEAD_DIM: usize = 1024;
 
 /// An element of the cache.
 pub(crate) trait CacheElement: Copy + Send + Sync + 'static {
@@ -117,67 +116,91 @@ impl CacheShape {
     }
 }
 
-/// Rotates q and k of every row of `qkv` in place, and writes k and v into `cache`, which is all f32 or all bf16.
+/// Heads of this many elements in all are worth a task of their own.
+const TASK_ELEMENTS: usize = 1 << 14;
+
+/// Normalises (where there are norms) and rotates q and k of every row of `qkv` in place.
 ///
 /// # Panics
-/// A slice has another length than the shapes say, or a position or a slot lies outside of its table.
-#[allow(
-    private_bounds,
-    reason = "the cache's elements are f32 and bf16, and no others"
-)]
-pub fn rotate_and_store<T: CacheElement>(
-    cpu: Cpu,
-    qkv: &mut [f32],
-    cache: &mut [T],
-    call: &RotateAndStore<'_>,
-) {
-    /// Heads of this many elements in all are worth a task.
-    const TASK_ELEMENTS: usize = 1 << 14;
+/// A slice has another length than the shapes say, or a position lies outside of the table of angles.
+pub fn rotate(cpu: Cpu, qkv: &mut [f32], call: &Rotate<'_>) {
     let QkvShape {
         heads,
         kv_heads,
         head_dim,
     } = call.qkv;
-    let width = call.qkv.width();
-    assert!(
-        qkv.len() == call.positions.len() * width,
-        "a position for each row"
-    );
-    assert!(call.slots.len() == call.positions.len(), "a slot for each row");
-    assert!(cache.len() == call.cache.elements(), "the cache has its shape");
-    assert!(
-        call.cache.kv_heads == kv_heads && call.cache.head_dim == head_dim,
-        "the cache is this model's"
-    );
+    let (rows, width) = (call.positions.len(), call.qkv.width());
+    assert!(qkv.len() == rows * width, "a position for each row");
     assert!(
         call.norms
             .is_none_or(|(q, k, _)| q.len() == head_dim && k.len() == head_dim),
         "norms are a head wide"
     );
-    let (qkv, cache) = (SharedMut::new(qkv), SharedMut::new(cache));
-    let task_heads = TASK_ELEMENTS.div_ceil(head_dim * call.positions.len().max(1));
-    cpu.pool.run_ranges(heads + 2 * kv_heads, task_heads, &|range| {
-        for head in range {
-            for row in 0..call.positions.len() {
-                // SAFETY: a head's columns belong to one task.
-                let values = unsafe { qkv.part(row * width + head * head_dim, head_dim) };
-                if head < heads + kv_heads {
+    assert!(head_dim <= MAX_HEAD_DIM, "a head fits the stack");
+    let qkv = SharedMut::new(qkv);
+    cpu.pool
+        .run_ranges(heads + kv_heads, task_heads(head_dim, rows), &|range| {
+            for row in 0..rows {
+                for head in range.clone() {
+                    // SAFETY: a head's columns belong to one task.
+                    let values = unsafe { qkv.part(row * width + head * head_dim, head_dim) };
                     rotate_head(cpu, values, row, head < heads, call);
                 }
-                // Writes of one head go to places that no other head has, whatever the slots are.
-                if head >= heads {
-                    // SAFETY: see above; one task has the head.
-                    unsafe { store_head(values, row, head - heads, &cache, call) };
-                }
             }
-        }
-    });
+        });
 }
 
-fn rotate_head(cpu: Cpu, head: &mut [f32], row: usize, is_query: bool, call: &RotateAndStore<'_>) {
+/// Writes k and v of every row of `qkv` into `cache`, row i into slot `slots[i]`, which is
+/// `page · page_size + offset`.
+///
+/// # Panics
+/// A slice has another length than the shapes say, or a slot lies outside of the cache.
+#[allow(
+    private_bounds,
+    reason = "the cache's elements are f32 and bf16, and no others"
+)]
+pub fn store<T: CacheElement>(
+    cpu: Cpu,
+    cache: &mut [T],
+    shape: CacheShape,
+    qkv: &[f32],
+    qkv_shape: QkvShape,
+    slots: &[usize],
+) {
+    let QkvShape {
+        heads,
+        kv_heads,
+        head_dim,
+    } = qkv_shape;
+    let (rows, width) = (slots.len(), qkv_shape.width());
+    assert!(qkv.len() == rows * width, "a slot for each row");
+    assert!(cache.len() == shape.elements(), "the cache has its shape");
+    assert!(
+        shape.kv_heads == kv_heads && shape.head_dim == head_dim,
+        "the cache is this model's"
+    );
+    let cache = SharedMut::new(cache);
+    cpu.pool
+        .run_ranges(2 * kv_heads, task_heads(head_dim, rows), &|range| {
+            for (row, &slot) in slots.iter().enumerate() {
+                for head in range.clone() {
+                    let values = &qkv[row * width + (heads + head) * head_dim..][..head_dim];
+                    // SAFETY: a head goes to places that no other head has, whatever the slots are, and belongs to
+                    // one task.
+                    unsafe { store_head(values, slot, head, &cache, &shape) };
+                }
+            }
+        });
+}
+
+fn task_heads(head_dim: usize, rows: usize) -> usize {
+    TASK_ELEMENTS.div_ceil(head_dim * rows.max(1))
+}
+
+fn rotate_head(cpu: Cpu, head: &mut [f32], row: usize, is_query: bool, call: &Rotate<'_>) {
     if let Some((query, key, eps)) = call.norms {
         let weight = if is_query { query } else { key };
-        let mut normed = [0.0; 1024];
+        let mut normed = [0.0; MAX_HEAD_DIM];
         let normed = &mut normed[..head.len()];
         // SAFETY: the three are a head wide.
         unsafe { norm_row(cpu.isa, normed, head, weight, eps) };
@@ -195,16 +218,12 @@ fn rotate_head(cpu: Cpu, head: &mut [f32], row: usize, is_query: bool, call: &Ro
 /// No other thread writes this head (of k, then of v) of the cache.
 unsafe fn store_head<T: CacheElement>(
     values: &[f32],
-    row: usize,
+    slot: usize,
     head: usize,
     cache: &SharedMut<'_, T>,
-    call: &RotateAndStore<'_>,
+    shape: &CacheShape,
 ) {
-    let shape = &call.cache;
-    let (page, offset) = (
-        call.slots[row] / shape.page_size,
-        call.slots[row] % shape.page_size,
-    );
+    let (page, offset) = (slot / shape.page_size, slot % shape.page_size);
     assert!(page < shape.num_pages, "the slot lies in the cache");
     if head < shape.kv_heads {
         // SAFETY: the caller's promise.
@@ -252,15 +271,18 @@ mod tests {
                 .collect();
             let before = reference::noise(5, 3 * qkv_shape.width());
             let (mut qkv, mut cache) = (before.clone(), vec![0.0_f32; cache_shape.elements()]);
-            let call = RotateAndStore {
-                qkv: qkv_shape,
-                cache: cache_shape,
-                angles: &angles,
-                positions: &positions,
-                slots: &slots,
-                norms: None,
-            };
-            rotate_and_store(Cpu::detect(), &mut qkv, &mut cache, &call);
+            let cpu = Cpu::detect();
+            rotate(
+                cpu,
+                &mut qkv,
+                &Rotate {
+                    qkv: qkv_shape,
+                    angles: &angles,
+                    positions: &positions,
+                    norms: None,
+                },
+            );
+            store(cpu, &mut cache, cache_shape, &qkv, qkv_shape, &slots);
             for (row, (&slot, &position)) in slots.iter().zip(&positions).enumerate() {
                 let (cos, sin) = angles[position as usize * 6..][..6].split_at(3);
                 for head in 0..8 {

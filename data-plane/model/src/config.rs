@@ -2,12 +2,14 @@
 
 use std::path::Path;
 
+use penstock_kernels::MAX_HEAD_DIM;
 use serde_json::{Map, Value};
 
 use crate::{Dtype, LoadError};
 
 mod fields;
 use fields::Fields;
+pub(crate) use fields::read_object;
 
 /// The decoder families. They are one decoder with switches: see [`ModelConfig`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -241,7 +243,7 @@ fn check_supported(fields: &Fields<'_>) -> Result<(), LoadError> {
 }
 
 fn head_dim(fields: &Fields<'_>, hidden_size: usize, num_heads: usize) -> Result<usize, LoadError> {
-    let head_dim = match fields.optional_size("head_dim", MAX_DIMENSION)? {
+    let head_dim = match fields.optional_size("head_dim", MAX_HEAD_DIM)? {
         Some(head_dim) => head_dim,
         None if hidden_size % num_heads == 0 => hidden_size / num_heads,
         None => {

@@ -14,12 +14,19 @@
 //! names the file, the tensor or the field, never a panic.
 
 mod batch;
+mod checkpoint;
 mod config;
+mod decoder;
 mod error;
+mod manifest;
 mod model;
+mod ops;
+mod parallel;
+mod rotary;
 
 pub use batch::{Batch, BatchSequence};
 pub use candle_core::Device;
 pub use config::{Architecture, ModelConfig, RopeScaling};
 pub use error::{LoadError, ModelError};
-pub use model::{CacheLayout, Dtype, LoadOptions, LoadProgress, Model, manifest_digest};
+pub use manifest::manifest_digest;
+pub use model::{CacheLayout, Dtype, LoadOptions, LoadProgress, Model};

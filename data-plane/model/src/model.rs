@@ -2,16 +2,21 @@
 
 use std::path::Path;
 
-use candle_core::Device;
+use candle_core::{DType, Device, Tensor};
+use penstock_kernels::{AttentionSequence, CacheShape};
 
-use crate::{Batch, LoadError, ModelConfig, ModelError};
+use crate::{
+    Batch, LoadError, ModelConfig, ModelError,
+    checkpoint::Checkpoint,
+    decoder::{self, Decoder, Step, Workspace},
+};
 
 /// What weights and KV are kept in. Activations are f32 in both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Dtype {
     /// 32-bit floats.
     F32,
-    /// bfloat16: half the memory and its traffic; sums are taken in f32.
+    /// bfloat16: half the memory and its traffic. Inputs of products are rounded to it, sums are taken in f32.
     Bf16,
 }
 
@@ -35,21 +40,43 @@ pub struct LoadProgress {
 
 /// How to load a checkpoint.
 pub struct LoadOptions<'a> {
-    /// What to keep weights and KV in. `None`: as the checkpoint says (`torch_dtype`); f16 checkpoints are widened
-    /// to f32, which loses nothing.
+    /// What to keep weights and KV in. `None`: as the checkpoint says (`torch_dtype`); f16 checkpoints, and those
+    /// that do not say, are widened to f32, which loses nothing.
     pub dtype: Option<Dtype>,
     /// Size of the KV pool.
     pub cache: CacheLayout,
     /// Where to run.
     pub device: Device,
-    /// Called after every tensor.
+    /// Called as weights are read.
     pub progress: &'a dyn Fn(LoadProgress),
 }
 
 /// The weights of one revision and its paged KV.
 pub struct Model {
     config: ModelConfig,
+    dtype: Dtype,
+    decoder: Decoder,
+    cache_shape: CacheShape,
+    /// One tensor a layer.
+    cache: Vec<Tensor>,
+    workspace: Workspace,
+    /// Reused between steps.
+    slots: Vec<usize>,
+    logit_rows: Vec<usize>,
 }
+
+// === impl Dtype ===
+
+impl Dtype {
+    fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 => 2,
+        }
+    }
+}
+
+// === impl Model ===
 
 impl Model {
     /// Loads the checkpoint in `dir`.
@@ -57,8 +84,36 @@ impl Model {
     /// # Errors
     /// See [`LoadError`]; each names what is wrong and where.
     pub fn load(dir: &Path, options: LoadOptions<'_>) -> Result<Self, LoadError> {
-        let _ = (dir, options);
-        unimplemented!()
+        if !options.device.is_cpu() {
+            return Err(LoadError::Device {
+                device: format!("{:?}", options.device.location()),
+            });
+        }
+        let config = ModelConfig::load(dir)?;
+        let dtype = options.dtype.unwrap_or_else(|| config.default_dtype());
+        let checkpoint = Checkpoint::open(dir)?;
+        let cache_shape = cache_shape(&config, dtype, options.cache)?;
+        let capacity = cache_shape.num_pages * cache_shape.page_size;
+        let positions = config.max_position_embeddings.min(capacity);
+        let decoder = decoder::load(&config, &checkpoint, dtype, positions, options.progress)?;
+        let element = match dtype {
+            Dtype::F32 => DType::F32,
+            Dtype::Bf16 => DType::BF16,
+        };
+        let layer = |_| Tensor::zeros(cache_shape.elements(), element, &Device::Cpu);
+        let cache = (0..config.num_layers).map(layer).collect::<Result<_, _>>()?;
+        let workspace = Workspace::new(&decoder)?;
+        let (slots, logit_rows) = (Vec::new(), Vec::new());
+        Ok(Self {
+            config,
+            dtype,
+            decoder,
+            cache_shape,
+            cache,
+            workspace,
+            slots,
+            logit_rows,
+        })
     }
 
     /// The checkpoint's configuration.
@@ -66,15 +121,24 @@ impl Model {
         &self.config
     }
 
-    /// What the model runs on, for people, e.g. `cpu (avx512, amx), bf16`.
-    pub fn device(&self) -> String {
-        unimplemented!()
+    /// What weights and KV are kept in.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
     }
 
-    /// Bytes of KV that one token takes.
+    /// What the model runs on, for people, e.g. `cpu (avx512, amx; bf16)`.
+    pub fn device(&self) -> String {
+        let dtype = match self.dtype {
+            Dtype::F32 => "f32",
+            Dtype::Bf16 => "bf16",
+        };
+        format!("cpu ({}; {dtype})", self.decoder.cpu().isa)
+    }
+
+    /// Bytes of KV that one token takes, all layers together; `dtype` as in [`LoadOptions`].
     pub fn kv_bytes_per_token(config: &ModelConfig, dtype: Option<Dtype>) -> usize {
-        let _ = (config, dtype);
-        unimplemented!()
+        let dtype = dtype.unwrap_or_else(|| config.default_dtype());
+        2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.bytes()
     }
 
     /// Runs one batch: writes the KV of its tokens into their pages, and fills `logits` with one row of
@@ -83,16 +147,163 @@ impl Model {
     /// # Errors
     /// The batch contradicts itself or exceeds the model's limits; then nothing was written.
     pub fn forward(&mut self, batch: &Batch, logits: &mut Vec<f32>) -> Result<(), ModelError> {
-        let _ = (batch, logits);
-        unimplemented!()
+        logits.clear();
+        self.check(batch)?;
+        if batch.is_empty() {
+            return Ok(());
+        }
+        self.place(batch);
+        let attention = |sequence: &crate::BatchSequence| AttentionSequence {
+            query_start: sequence.query_start,
+            query_len: sequence.query_len,
+            context_len: sequence.context_len,
+            pages: batch.pages(sequence),
+        };
+        let sequences: Vec<_> = batch.sequences.iter().map(attention).collect();
+        let step = Step {
+            batch,
+            slots: &self.slots,
+            sequences: &sequences,
+            logit_rows: &self.logit_rows,
+        };
+        self.decoder
+            .forward(&step, &self.cache, self.cache_shape, &mut self.workspace)?;
+        self.workspace
+            .read_logits(self.logit_rows.len(), self.config.vocab_size, logits)?;
+        Ok(())
+    }
+
+    /// Finds each token's slot in the cache, and the rows whose logits are wanted.
+    fn place(&mut self, batch: &Batch) {
+        let page_size = self.cache_shape.page_size;
+        self.slots.clear();
+        self.logit_rows.clear();
+        for sequence in &batch.sequences {
+            let pages = batch.pages(sequence);
+            let slot =
+                |position: usize| pages[position / page_size] as usize * page_size + position % page_size;
+            self.slots
+                .extend((sequence.context_len - sequence.query_len..sequence.context_len).map(slot));
+            if sequence.logits {
+                self.logit_rows
+                    .push(sequence.query_start + sequence.query_len - 1);
+            }
+        }
+    }
+
+    fn check(&self, batch: &Batch) -> Result<(), ModelError> {
+        let wrong = |problem: String| Err(ModelError::Batch(problem));
+        if let Some(id) = batch
+            .tokens
+            .iter()
+            .find(|&&id| id as usize >= self.config.vocab_size)
+        {
+            return wrong(format!(
+                "token id {id} is outside the vocabulary of {}",
+                self.config.vocab_size
+            ));
+        }
+        if batch.positions.len() != batch.tokens.len() {
+            return wrong(format!(
+                "{} tokens, but {} positions",
+                batch.tokens.len(),
+                batch.positions.len()
+            ));
+        }
+        let mut next = 0;
+        for (index, sequence) in batch.sequences.iter().enumerate() {
+            if let Err(problem) = self.check_sequence(batch, sequence, next) {
+                return wrong(format!("sequence {index}: {problem}"));
+            }
+            next += sequence.query_len;
+        }
+        if next != batch.tokens.len() {
+            return wrong(format!(
+                "the sequences have {next} of {} tokens",
+                batch.tokens.len()
+            ));
+        }
+        Ok(())
+    }
+
+    fn check_sequence(
+        &self,
+        batch: &Batch,
+        sequence: &crate::BatchSequence,
+        next: usize,
+    ) -> Result<(), String> {
+        let crate::BatchSequence {
+            query_start,
+            query_len,
+            context_len,
+            page_start,
+            page_count,
+            ..
+        } = *sequence;
+        if query_start != next || query_len == 0 || query_len > batch.tokens.len() - next {
+            return Err(format!(
+                "{query_len} tokens from {query_start} on, of {}",
+                batch.tokens.len()
+            ));
+        }
+        if context_len < query_len || context_len > self.decoder.positions() {
+            return Err(format!(
+                "context of {context_len} tokens; {} fit",
+                self.decoder.positions()
+            ));
+        }
+        let mut expected = context_len - query_len..context_len;
+        if batch.positions[query_start..query_start + query_len]
+            .iter()
+            .any(|&p| expected.next() != Some(p as usize))
+        {
+            return Err(format!("positions are not the last {query_len} of {context_len}"));
+        }
+        let pages = page_start
+            .checked_add(page_count)
+            .and_then(|end| batch.page_tables.get(page_start..end));
+        let Some(pages) =
+            pages.filter(|pages| pages.len() >= context_len.div_ceil(self.cache_shape.page_size))
+        else {
+            return Err(format!(
+                "{page_count} pages from {page_start} on do not hold {context_len} tokens"
+            ));
+        };
+        match pages
+            .iter()
+            .find(|&&page| page as usize >= self.cache_shape.num_pages)
+        {
+            Some(page) => Err(format!("page {page} of {}", self.cache_shape.num_pages)),
+            None => Ok(()),
+        }
     }
 }
 
-/// What identifies a checkpoint: BLAKE3, in hex.
-///
-/// # Errors
-/// A file cannot be read.
-pub fn manifest_digest(dir: &Path) -> Result<String, LoadError> {
-    let _ = dir;
-    unimplemented!()
+/// The shape of a layer's cache, if memory for all layers can be had.
+fn cache_shape(config: &ModelConfig, dtype: Dtype, layout: CacheLayout) -> Result<CacheShape, LoadError> {
+    let CacheLayout { page_size, num_pages } = layout;
+    let refused = |bytes| LoadError::Cache {
+        bytes,
+        num_pages,
+        page_size,
+    };
+    let tokens = page_size
+        .checked_mul(num_pages)
+        .filter(|&tokens| tokens > 0 && u32::try_from(num_pages).is_ok());
+    let bytes = tokens.and_then(|tokens| tokens.checked_mul(Model::kv_bytes_per_token(config, Some(dtype))));
+    let bytes = bytes.ok_or_else(|| refused(0))?;
+    // Memory that cannot be had would end the process later on, so it is asked for in a way that may be refused.
+    let mut probe: Vec<u8> = Vec::new();
+    probe
+        .try_reserve_exact(bytes)
+        .map_err(|_| refused(bytes as u64))?;
+    Ok(CacheShape {
+        num_pages,
+        page_size,
+        kv_heads: config.num_kv_heads,
+        head_dim: config.head_dim,
+    })
 }
+
+#[cfg(test)]
+mod tests;

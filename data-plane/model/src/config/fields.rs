@@ -14,7 +14,7 @@ pub(super) struct Fields<'a> {
 }
 
 /// Reads a file that holds one JSON object.
-pub(super) fn read_object(path: &Path) -> Result<Map<String, Value>, LoadError> {
+pub(crate) fn read_object(path: &Path) -> Result<Map<String, Value>, LoadError> {
     let read = |source| LoadError::Read {
         path: path.to_owned(),
         source,
