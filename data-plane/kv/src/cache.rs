@@ -5,8 +5,10 @@ use std::collections::{BTreeSet, HashMap};
 use crate::{PageId, PagePool};
 
 mod node;
+mod reuse;
 
 use node::{Node, NodeId, Nodes};
+use reuse::{Evicted, ReuseIntervals};
 
 /// Prefix cache of one revision: the page pool and the tree over it.
 #[derive(Debug)]
@@ -19,6 +21,8 @@ pub struct RadixCache {
     evictable_leaves: BTreeSet<(u64, NodeId)>,
     /// Counts uses; stands for time.
     clock: u64,
+    reuse: ReuseIntervals,
+    evicted: Evicted,
     cached_pages: usize,
     protected_pages: usize,
     lookup_tokens: u64,
@@ -60,6 +64,14 @@ pub struct CacheStats {
     pub hit_tokens: u64,
 }
 
+/// Where a walk down the tree ended.
+struct Walk {
+    node: NodeId,
+    matched: usize,
+    /// If a stored sequence was matched to its end: the time since its last use.
+    leaf_age: Option<u64>,
+}
+
 // === impl RadixCache ===
 
 impl RadixCache {
@@ -76,6 +88,8 @@ impl RadixCache {
             roots: HashMap::new(),
             evictable_leaves: BTreeSet::new(),
             clock: 0,
+            reuse: ReuseIntervals::default(),
+            evicted: Evicted::default(),
             cached_pages: 0,
             protected_pages: 0,
             lookup_tokens: 0,
@@ -95,7 +109,19 @@ impl RadixCache {
         let key = &tokens[..self.matchable(tokens.len())];
         let root = self.root(namespace);
         let mut pages = Vec::with_capacity(key.len() / self.page_size);
-        let (node, matched) = self.walk(root, key, &mut pages);
+        let Walk {
+            node,
+            matched,
+            leaf_age,
+        } = self.walk(root, key, &mut pages);
+        // The age of the sequence that is used again, whether it is still here or was evicted meanwhile.
+        let age = leaf_age.or_else(|| {
+            let first_page = key.get(matched..matched + self.page_size)?;
+            Some(self.clock - self.evicted.recall(node, first_page)?)
+        });
+        if let Some(age) = age {
+            self.reuse.note(age);
+        }
         self.lookup_tokens += tokens.len() as u64;
         self.hit_tokens += matched as u64;
         PrefixMatch {
@@ -138,9 +164,9 @@ impl RadixCache {
             "one page per {} tokens",
             self.page_size
         );
-        let root = self.root_of(guard.node);
+        let root = self.root(self.nodes[guard.node].namespace);
         let mut present = Vec::with_capacity(pages.len());
-        let (node, matched) = self.walk(root, tokens, &mut present);
+        let Walk { node, matched, .. } = self.walk(root, tokens, &mut present);
         for (page, &canonical) in pages.iter_mut().zip(&present) {
             if *page != canonical {
                 self.pool.give(&[*page]);
@@ -161,16 +187,17 @@ impl RadixCache {
         let mut at = Some(guard.node);
         while let Some(id) = at {
             let node = &mut self.nodes[id];
+            at = node.parent;
             node.locks -= 1;
             if node.locks == 0 {
                 self.protected_pages -= node.pages.len();
                 self.update_evictable(id);
+                self.forget_empty_root(id);
             }
-            at = self.nodes[id].parent;
         }
     }
 
-    /// Takes `count` pages, evicting what was used least recently if need be; all or none.
+    /// Takes `count` pages, evicting if need be; all or none.
     pub fn allocate(&mut self, count: usize) -> Option<Vec<PageId>> {
         let mut pages = Vec::with_capacity(count);
         self.allocate_into(count, &mut pages).then_some(pages)
@@ -192,13 +219,12 @@ impl RadixCache {
         self.pool.give(pages);
     }
 
-    /// Evicts at least `count` pages, least recently used leaves first, or all that can be; returns how many.
+    /// Evicts `count` pages, or all that can be; returns how many. Least recently used leaves go first, but see
+    /// `pop_victim`.
     pub fn evict(&mut self, count: usize) -> usize {
         let mut evicted = 0;
         while evicted < count {
-            let Some((_, leaf)) = self.evictable_leaves.pop_first() else {
-                break;
-            };
+            let Some(leaf) = self.pop_victim() else { break };
             // Only as many pages as needed: the end of an edge goes first.
             let wanted = count - evicted;
             let len = self.nodes[leaf].pages.len();
@@ -209,6 +235,20 @@ impl RadixCache {
             };
         }
         evicted
+    }
+
+    /// Takes the leaf to evict next off the list: the one used least recently, unless sequences come back at
+    /// regular intervals and not even that one is overdue. Then all of them will come back, the one just used
+    /// last of all, and that one goes (Belady's rule on the predicted next use); least recently used would evict
+    /// each sequence just before its turn, and find none.
+    fn pop_victim(&mut self) -> Option<NodeId> {
+        let &(oldest, _) = self.evictable_leaves.first()?;
+        let age = (self.clock - oldest) as f64;
+        let victim = match self.reuse.overdue_after() {
+            Some(limit) if age <= limit => self.evictable_leaves.pop_last(),
+            _ => self.evictable_leaves.pop_first(),
+        };
+        victim.map(|(_, leaf)| leaf)
     }
 
     /// Pages that can be had: free ones and those that can be evicted.
@@ -237,32 +277,40 @@ impl RadixCache {
         *self
             .roots
             .entry(namespace)
-            .or_insert_with(|| nodes.add(Node::root()))
+            .or_insert_with(|| nodes.add(Node::root(namespace)))
     }
 
-    fn root_of(&self, mut node: NodeId) -> NodeId {
-        while let Some(parent) = self.nodes[node].parent {
-            node = parent;
+    /// Drops the root of a namespace that nobody uses any more: there may be any number of namespaces over time.
+    fn forget_empty_root(&mut self, id: NodeId) {
+        let node = &self.nodes[id];
+        if node.parent.is_none() && node.locks == 0 && node.children.is_empty() {
+            self.roots.remove(&node.namespace);
+            self.nodes.remove(id);
         }
-        node
     }
 
     /// Follows `key` down from `root`, splitting an edge that it leaves half way, and counts as a use.
-    fn walk(&mut self, root: NodeId, key: &[u32], pages: &mut Vec<PageId>) -> (NodeId, usize) {
+    fn walk(&mut self, root: NodeId, key: &[u32], pages: &mut Vec<PageId>) -> Walk {
         self.clock += 1;
-        let (mut at, mut matched) = (root, 0);
+        let (mut at, mut matched, mut leaf_age) = (root, 0, None);
         while let Some(child) = self.child(at, &key[matched..]) {
             let common = self.common(child, &key[matched..]);
             matched += common;
             at = if common < self.nodes[child].tokens.len() {
                 self.split(child, common)
             } else {
+                let whole = &self.nodes[child];
+                leaf_age = whole.children.is_empty().then(|| self.clock - whole.last_use);
                 child
             };
             self.touch(at);
             pages.extend_from_slice(&self.nodes[at].pages);
         }
-        (at, matched)
+        Walk {
+            node: at,
+            matched,
+            leaf_age,
+        }
     }
 
     /// The child whose edge starts with the first page of `key`.
@@ -286,6 +334,7 @@ impl RadixCache {
         let rest_pages = node.pages.split_off(at / self.page_size);
         let upper = Node {
             parent: node.parent,
+            namespace: node.namespace,
             tokens: std::mem::replace(&mut node.tokens, rest_tokens),
             pages: std::mem::replace(&mut node.pages, rest_pages),
             children: HashMap::new(),
@@ -305,6 +354,7 @@ impl RadixCache {
     fn add_leaf(&mut self, parent: NodeId, tokens: &[u32], pages: &[PageId]) -> NodeId {
         let leaf = Node {
             parent: Some(parent),
+            namespace: self.nodes[parent].namespace,
             tokens: tokens.to_vec(),
             pages: pages.to_vec(),
             children: HashMap::new(),
@@ -328,8 +378,11 @@ impl RadixCache {
         self.cached_pages -= node.pages.len();
         self.pool.give(&node.pages);
         if let Some(parent) = node.parent {
-            self.nodes[parent].children.remove(&node.tokens[..self.page_size]);
+            let first_page = &node.tokens[..self.page_size];
+            self.evicted.remember(parent, first_page, node.last_use);
+            self.nodes[parent].children.remove(first_page);
             self.update_evictable(parent);
+            self.forget_empty_root(parent);
         }
         node.pages.len()
     }

@@ -4,7 +4,7 @@
 //!            match_prefix ──▶ pages to reuse, path locked
 //! free pages ──allocate──▶ a sequence's own pages ──insert──▶ tree (duplicates freed, table rewritten)
 //!      ▲                                                        │
-//!      └──────────────── evict: least recently used, unlocked ──┘
+//!      └──────────────── evict: unlocked leaves, oldest first ──┘
 //! ```
 //!
 //! Page ids stand for memory that belongs to somebody else: this crate does no I/O, reads no clock, and never

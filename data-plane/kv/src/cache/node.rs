@@ -9,7 +9,7 @@ use super::RadixCache;
 use crate::PageId;
 
 /// Index of a node in the arena.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct NodeId(u32);
 
 /// An edge and what lies below it. Who owns which pages: a node in the tree owns its own; whoever locks the path
@@ -18,6 +18,8 @@ pub(super) struct NodeId(u32);
 pub(super) struct Node {
     /// `None` for a root.
     pub(super) parent: Option<NodeId>,
+    /// Whose KV it is.
+    pub(super) namespace: u64,
     /// Tokens of the edge: whole pages; empty for a root.
     pub(super) tokens: Vec<u32>,
     /// One page per `page_size` tokens.
@@ -40,9 +42,10 @@ pub(super) struct Nodes {
 // === impl Node ===
 
 impl Node {
-    pub(super) fn root() -> Self {
+    pub(super) fn root(namespace: u64) -> Self {
         Self {
             parent: None,
+            namespace,
             tokens: Vec::new(),
             pages: Vec::new(),
             children: HashMap::new(),
@@ -119,6 +122,15 @@ pub(super) fn check(cache: &RadixCache) -> Result<(), String> {
                 node.pages.len()
             ));
         }
+        if node.parent.is_none() && (node.locks == 0 && node.children.is_empty()) {
+            return Err(format!("{id:?} is the root of nothing"));
+        }
+        if node.parent.is_none() != (cache.roots.get(&node.namespace) == Some(&id)) {
+            return Err(format!(
+                "{id:?} is not the root of its namespace {}",
+                node.namespace
+            ));
+        }
         if node.parent.is_some() && node.tokens.is_empty() {
             return Err(format!("{id:?} has an empty edge"));
         }
@@ -137,7 +149,10 @@ pub(super) fn check(cache: &RadixCache) -> Result<(), String> {
         }
         for (first, child) in &node.children {
             let child_node = &cache.nodes[*child];
-            if child_node.parent != Some(id) || child_node.tokens[..cache.page_size] != **first {
+            if child_node.parent != Some(id)
+                || child_node.namespace != node.namespace
+                || child_node.tokens[..cache.page_size] != **first
+            {
                 return Err(format!("{child:?} is not linked both ways"));
             }
         }

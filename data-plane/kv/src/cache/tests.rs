@@ -84,6 +84,37 @@ fn the_least_recently_used_leaf_goes_first() {
 }
 
 #[test]
+fn sequences_that_take_turns_keep_what_fits() {
+    // Ten sequences of four pages come round and round; six fit.
+    let mut cache = RadixCache::new(24, 1);
+    let tokens: Vec<Vec<u32>> = (0..10).map(|s| (0..5).map(|at| s * 100 + at).collect()).collect();
+    let serve = |cache: &mut RadixCache, sequence: usize| {
+        let before = cache.stats().hit_tokens;
+        put(cache, 0, &tokens[sequence][..4]);
+        cache.stats().hit_tokens - before
+    };
+    let hits: u64 = (0..10)
+        .flat_map(|_| 0..10)
+        .map(|sequence| serve(&mut cache, sequence))
+        .sum();
+    // Least recently used would never find anything. Three tokens of each sequence can match, and it takes two
+    // rounds to see that they are regular.
+    assert!(hits > 7 * 4 * 3, "{hits}");
+}
+
+#[test]
+fn a_namespace_that_nobody_uses_is_forgotten() {
+    let mut cache = RadixCache::new(4, 1);
+    for namespace in 0..1000 {
+        put(&mut cache, namespace, &[1, 2]);
+        let found = cache.match_prefix(namespace + 10_000, &[1, 2]);
+        cache.release(found.guard);
+    }
+    assert!(cache.roots.len() <= 2);
+    invariants::check_idle(&cache).unwrap();
+}
+
+#[test]
 fn a_common_prefix_is_found_wherever_it_ends() {
     let a: Vec<u32> = (0..200).collect();
     for end in [0, 1, 63, 64, 65, 127, 128, 199] {
