@@ -359,17 +359,15 @@ impl Scheduler {
         let Some(mut sequence) = self.waiting.remove(chosen) else {
             return false;
         };
-        let page_size = self.cache.page_size();
+        let cached = self.cache.peek_prefix(sequence.namespace, &sequence.tokens);
+        // A look before the match, which counts as a use: a sequence that does not fit is looked at every step.
+        if !self.fits(&sequence, cached) {
+            self.waiting.insert(chosen, sequence);
+            return false;
+        }
         let found = self.cache.match_prefix(sequence.namespace, &sequence.tokens);
-        let extend = sequence.tokens.len() - found.tokens;
-        let own = (extend + sequence.remaining().min(RESERVED_TOKENS)).div_ceil(page_size) + 1;
-        let promised: usize = self
-            .running
-            .iter()
-            .map(|running| running.reserved_pages(page_size, RESERVED_TOKENS))
-            .sum();
-        // Checked after locking: what was just protected can no longer be evicted.
-        if !self.running.is_empty() && own + promised > self.cache.available() {
+        // And one after it: what was just protected can no longer be evicted.
+        if !self.fits(&sequence, found.tokens) {
             self.cache.release(found.guard);
             self.waiting.insert(chosen, sequence);
             return false;
@@ -390,6 +388,17 @@ impl Scheduler {
         sequence.guard = Some(found.guard);
         self.running.push(sequence);
         true
+    }
+
+    /// Whether a sequence of which `cached` tokens are there is likely to find the pages that it needs. Alone, it
+    /// always does.
+    fn fits(&self, sequence: &Running, cached: usize) -> bool {
+        let page_size = self.cache.page_size();
+        let extend = sequence.tokens.len() - cached;
+        let own = (extend + sequence.remaining().min(RESERVED_TOKENS)).div_ceil(page_size) + 1;
+        let reserved = |running: &Running| running.reserved_pages(page_size, RESERVED_TOKENS);
+        let promised: usize = self.running.iter().map(reserved).sum();
+        self.running.is_empty() || own + promised <= self.cache.available()
     }
 
     /// Takes a sequence out: the KV of its first `keep` tokens goes into the tree, as far as it is computed and
