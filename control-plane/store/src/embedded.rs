@@ -16,8 +16,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    CommitError, Entry, Key, Lease, LeaseId, Listing, Operation, Precondition, Prefix, Store, StoreError, Transaction,
-    WatchEvent, WatchStream, lease::Revoke,
+    CommitError, Entry, Key, Lease, LeaseId, Listing, Operation, Precondition, Prefix, Store, StoreError,
+    Transaction, WatchEvent, WatchStream, lease::Revoke,
 };
 
 mod disk;
@@ -93,20 +93,40 @@ impl EmbeddedStore {
     /// # Errors
     /// Another process has the directory, or its file is not readable.
     pub fn open(directory: &Path) -> Result<Self, OpenError> {
-        fs::create_dir_all(directory)
-            .map_err(|source| OpenError::Create { path: directory.to_owned(), source })?;
+        fs::create_dir_all(directory).map_err(|source| OpenError::Create {
+            path: directory.to_owned(),
+            source,
+        })?;
         let (disk, revision, entries) = Disk::open(directory)?;
-        Ok(Self::start(State { revision, history_from: revision + 1, entries, ..State::default() }, Some(disk)))
+        Ok(Self::start(
+            State {
+                revision,
+                history_from: revision + 1,
+                entries,
+                ..State::default()
+            },
+            Some(disk),
+        ))
     }
 
     /// A store that is gone with its last handle. Must be called within a tokio runtime.
     pub fn in_memory() -> Self {
-        Self::start(State { history_from: 1, ..State::default() }, None)
+        Self::start(
+            State {
+                history_from: 1,
+                ..State::default()
+            },
+            None,
+        )
     }
 
     fn start(state: State, disk: Option<Disk>) -> Self {
         let (changes, _) = broadcast::channel(LAG);
-        let inner = Arc::new(Inner { state: Mutex::new(state), changes, disk });
+        let inner = Arc::new(Inner {
+            state: Mutex::new(state),
+            changes,
+            disk,
+        });
         tokio::spawn(reap(Arc::downgrade(&inner)));
         Self { inner }
     }
@@ -133,7 +153,9 @@ impl EmbeddedStore {
 
 impl fmt::Debug for EmbeddedStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("EmbeddedStore").field("revision", &self.inner.lock().revision).finish_non_exhaustive()
+        f.debug_struct("EmbeddedStore")
+            .field("revision", &self.inner.lock().revision)
+            .finish_non_exhaustive()
     }
 }
 
@@ -155,10 +177,21 @@ impl Store for EmbeddedStore {
         let (backlog, changes, seen) = {
             let state = self.inner.lock();
             // Subscribed under the lock: what is not in the backlog comes through the channel.
-            (state.since(prefix, from_revision), self.inner.changes.subscribe(), state.revision)
+            (
+                state.since(prefix, from_revision),
+                self.inner.changes.subscribe(),
+                state.revision,
+            )
         };
         let (events, receiver) = mpsc::channel(64);
-        tokio::spawn(forward(Arc::downgrade(&self.inner), prefix, backlog, changes, seen, events));
+        tokio::spawn(forward(
+            Arc::downgrade(&self.inner),
+            prefix,
+            backlog,
+            changes,
+            seen,
+            events,
+        ));
         Ok(Box::pin(ReceiverStream::new(receiver)))
     }
 
@@ -169,8 +202,12 @@ impl Store for EmbeddedStore {
         let store = self.clone();
         let revoke: Revoke = Box::new(move || {
             Box::pin(async move {
-                let ended = store.blocking(move |inner| inner.end_leases(|lease, _| lease == id)).await;
-                ended.map(drop).map_err(|error| StoreError::Failed(error.to_string()))
+                let ended = store
+                    .blocking(move |inner| inner.end_leases(|lease, _| lease == id))
+                    .await;
+                ended
+                    .map(drop)
+                    .map_err(|error| StoreError::Failed(error.to_string()))
             })
         });
         Ok(Lease::new(id, lost, keep_alive, revoke))
@@ -225,7 +262,9 @@ async fn keep_alive(inner: Weak<Inner>, id: LeaseId, ttl: Duration) {
         tokio::time::sleep(ttl / 3).await;
         let Some(inner) = inner.upgrade() else { return };
         let mut state = inner.lock();
-        let Some(lease) = state.leases.get_mut(&id) else { return };
+        let Some(lease) = state.leases.get_mut(&id) else {
+            return;
+        };
         lease.expires = Instant::now() + ttl;
     }
 }
@@ -238,7 +277,8 @@ async fn reap(inner: Weak<Inner>) {
         let now = Instant::now();
         let over = inner.lock().leases.values().any(|lease| lease.expires <= now);
         if over {
-            let ended = tokio::task::spawn_blocking(move || inner.end_leases(|_, lease| lease.expires <= now)).await;
+            let ended =
+                tokio::task::spawn_blocking(move || inner.end_leases(|_, lease| lease.expires <= now)).await;
             if let Ok(Err(error)) = ended {
                 tracing::error!(error = &error as &dyn std::error::Error, "cannot end leases");
             }
@@ -259,7 +299,8 @@ impl Inner {
         state.check(transaction)?;
         let revision = state.revision + 1;
         if let Some(disk) = &self.disk {
-            disk.write(revision, &state.lasting(transaction, revision)).map_err(CommitError::Store)?;
+            disk.write(revision, &state.lasting(transaction, revision))
+                .map_err(CommitError::Store)?;
         }
         for event in state.apply(&transaction.operations, revision) {
             // Nobody watching is no error.
@@ -271,17 +312,29 @@ impl Inner {
     /// Ends the leases that `over` picks, and deletes their keys in one transaction.
     fn end_leases(&self, over: impl Fn(LeaseId, &LeaseState) -> bool) -> Result<u64, CommitError> {
         let mut state = self.lock();
-        let ended: Vec<LeaseId> =
-            state.leases.iter().filter(|(id, lease)| over(**id, lease)).map(|(id, _)| *id).collect();
+        let ended: Vec<LeaseId> = state
+            .leases
+            .iter()
+            .filter(|(id, lease)| over(**id, lease))
+            .map(|(id, _)| *id)
+            .collect();
         for id in &ended {
             if let Some(lease) = state.leases.remove(id) {
                 lease.lost.cancel();
             }
         }
         let of_ended = |entry: &&Entry| entry.lease.is_some_and(|lease| ended.contains(&lease));
-        let operations = state.entries.values().filter(of_ended).map(|e| Operation::Delete(e.key.clone())).collect();
+        let operations = state
+            .entries
+            .values()
+            .filter(of_ended)
+            .map(|e| Operation::Delete(e.key.clone()))
+            .collect();
         drop(state);
-        self.commit(&Transaction { preconditions: Vec::new(), operations })
+        self.commit(&Transaction {
+            preconditions: Vec::new(),
+            operations,
+        })
     }
 }
 
@@ -290,9 +343,14 @@ impl Inner {
 impl State {
     fn list(&self, prefix: Prefix) -> Listing {
         let below = self.entries.range(prefix.as_str().to_owned()..);
-        let entries =
-            below.take_while(|(key, _)| key.starts_with(prefix.as_str())).map(|(_, entry)| entry.clone()).collect();
-        Listing { entries, revision: self.revision }
+        let entries = below
+            .take_while(|(key, _)| key.starts_with(prefix.as_str()))
+            .map(|(_, entry)| entry.clone())
+            .collect();
+        Listing {
+            entries,
+            revision: self.revision,
+        }
     }
 
     /// What a watch from `from` has missed.
@@ -300,14 +358,23 @@ impl State {
         if from < self.history_from && from <= self.revision {
             return vec![WatchEvent::Resync(self.list(prefix))];
         }
-        let missed = self.history.iter().filter(|(revision, event)| *revision >= from && event.concerns(prefix));
+        let missed = self
+            .history
+            .iter()
+            .filter(|(revision, event)| *revision >= from && event.concerns(prefix));
         missed.map(|(_, event)| event.clone()).collect()
     }
 
     fn grant(&mut self, ttl: Duration, lost: CancellationToken) -> LeaseId {
         self.next_lease += 1;
         let id = LeaseId(self.next_lease);
-        self.leases.insert(id, LeaseState { expires: Instant::now() + ttl, lost });
+        self.leases.insert(
+            id,
+            LeaseState {
+                expires: Instant::now() + ttl,
+                lost,
+            },
+        );
         id
     }
 
@@ -317,14 +384,20 @@ impl State {
             let holds = match precondition {
                 Precondition::Absent(_) => found.is_none(),
                 Precondition::Exists(_) => found.is_some(),
-                Precondition::ModRevision(_, revision) => found.is_some_and(|entry| entry.mod_revision == *revision),
+                Precondition::ModRevision(_, revision) => {
+                    found.is_some_and(|entry| entry.mod_revision == *revision)
+                }
             };
             if !holds {
-                return Err(CommitError::Conflict { key: precondition.key().clone() });
+                return Err(CommitError::Conflict {
+                    key: precondition.key().clone(),
+                });
             }
         }
         for operation in &transaction.operations {
-            if let Operation::Put { lease: Some(lease), .. } = operation
+            if let Operation::Put {
+                lease: Some(lease), ..
+            } = operation
                 && !self.leases.contains_key(lease)
             {
                 return Err(StoreError::LeaseGone(*lease).into());
@@ -338,9 +411,18 @@ impl State {
         let change = |operation: &Operation| {
             let key = operation.key().to_string();
             let stored = match operation {
-                Operation::Put { value, lease: None, .. } => {
-                    let create_revision = self.entries.get(&key).map_or(revision, |entry| entry.create_revision);
-                    Some(Stored { create_revision, mod_revision: revision, value: value.clone() })
+                Operation::Put {
+                    value, lease: None, ..
+                } => {
+                    let create_revision = self
+                        .entries
+                        .get(&key)
+                        .map_or(revision, |entry| entry.create_revision);
+                    Some(Stored {
+                        create_revision,
+                        mod_revision: revision,
+                        value: value.clone(),
+                    })
                 }
                 Operation::Put { .. } | Operation::Delete(_) => None,
             };
@@ -356,19 +438,32 @@ impl State {
             let text = operation.key().to_string();
             match operation {
                 Operation::Put { key, value, lease } => {
-                    let create_revision = self.entries.get(&text).map_or(revision, |entry| entry.create_revision);
+                    let create_revision = self
+                        .entries
+                        .get(&text)
+                        .map_or(revision, |entry| entry.create_revision);
                     let (key, value, lease) = (key.clone(), value.clone(), *lease);
-                    let entry = Entry { key, value, mod_revision: revision, create_revision, lease };
+                    let entry = Entry {
+                        key,
+                        value,
+                        mod_revision: revision,
+                        create_revision,
+                        lease,
+                    };
                     self.entries.insert(text, entry.clone());
                     events.push(WatchEvent::Put(entry));
                 }
                 Operation::Delete(key) if self.entries.remove(&text).is_some() => {
-                    events.push(WatchEvent::Delete { key: key.clone(), mod_revision: revision });
+                    events.push(WatchEvent::Delete {
+                        key: key.clone(),
+                        mod_revision: revision,
+                    });
                 }
                 Operation::Delete(_) => {}
             }
         }
-        self.history.extend(events.iter().map(|event| (revision, event.clone())));
+        self.history
+            .extend(events.iter().map(|event| (revision, event.clone())));
         while self.history.len() > HISTORY {
             if let Some((revision, _)) = self.history.pop_front() {
                 self.history_from = revision + 1;

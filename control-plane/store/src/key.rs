@@ -88,7 +88,9 @@ impl fmt::Display for Key {
             // Twenty digits: the order of the keys is the order of the epochs.
             Self::Snapshot(epoch) => write!(f, "{ROOT}snapshots/{epoch:020}"),
             Self::SnapshotPointer => write!(f, "{ROOT}snapshot"),
-            Self::Model { model, revision } => write!(f, "{ROOT}models/{}/{}", escape(model), escape(revision)),
+            Self::Model { model, revision } => {
+                write!(f, "{ROOT}models/{}/{}", escape(model), escape(revision))
+            }
             Self::Audit { time_ms, id } => write!(f, "{ROOT}audit/{time_ms:020}-{}", escape(id)),
             Self::Leader => write!(f, "{ROOT}leader"),
         }
@@ -118,11 +120,17 @@ fn parse(text: &str) -> Option<Key> {
         "snapshots" => number(name).map(Key::Snapshot),
         "models" => {
             let (model, revision) = name.split_once('/')?;
-            Some(Key::Model { model: unescape(model)?, revision: unescape(revision)? })
+            Some(Key::Model {
+                model: unescape(model)?,
+                revision: unescape(revision)?,
+            })
         }
         "audit" => {
             let (time, id) = name.split_once('-')?;
-            Some(Key::Audit { time_ms: number(time)?, id: unescape(id)? })
+            Some(Key::Audit {
+                time_ms: number(time)?,
+                id: unescape(id)?,
+            })
         }
         _ => None,
     }
@@ -140,7 +148,10 @@ fn unescape(name: &str) -> Option<String> {
     if name.contains('/') {
         return None;
     }
-    let whole = name.split('%').skip(1).all(|rest| rest.starts_with("25") || rest.starts_with("2F"));
+    let whole = name
+        .split('%')
+        .skip(1)
+        .all(|rest| rest.starts_with("25") || rest.starts_with("2F"));
     whole.then(|| name.replace("%2F", "/").replace("%25", "%"))
 }
 

@@ -12,7 +12,8 @@ use crate::StoreError;
 pub struct LeaseId(pub i64);
 
 /// Ends a lease at once.
-pub(crate) type Revoke = Box<dyn FnOnce() -> Pin<Box<dyn Future<Output = Result<(), StoreError>> + Send>> + Send + Sync>;
+pub(crate) type Revoke =
+    Box<dyn FnOnce() -> Pin<Box<dyn Future<Output = Result<(), StoreError>> + Send>> + Send + Sync>;
 
 /// A lease that is kept alive in the background until it is dropped or revoked.
 ///
@@ -37,7 +38,12 @@ impl fmt::Display for LeaseId {
 
 impl Lease {
     pub(crate) fn new(id: LeaseId, lost: CancellationToken, keep_alive: AbortHandle, revoke: Revoke) -> Self {
-        Self { id, lost, keep_alive, revoke: Some(revoke) }
+        Self {
+            id,
+            lost,
+            keep_alive,
+            revoke: Some(revoke),
+        }
     }
 
     /// Its number, for [`Operation::Put`](crate::Operation::Put).
@@ -76,6 +82,9 @@ impl Drop for Lease {
 
 impl fmt::Debug for Lease {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Lease").field("id", &self.id).field("lost", &self.is_lost()).finish_non_exhaustive()
+        f.debug_struct("Lease")
+            .field("id", &self.id)
+            .field("lost", &self.is_lost())
+            .finish_non_exhaustive()
     }
 }

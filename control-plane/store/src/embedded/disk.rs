@@ -28,7 +28,10 @@ impl Disk {
     /// Opens or creates the file; returns the revision and the entries in it.
     pub(super) fn open(directory: &Path) -> Result<(Self, u64, BTreeMap<String, Entry>), OpenError> {
         let path = directory.join(FILE);
-        let unreadable = |reason: String| OpenError::Unreadable { path: path.clone(), reason };
+        let unreadable = |reason: String| OpenError::Unreadable {
+            path: path.clone(),
+            reason,
+        };
         let database = Database::create(&path).map_err(|error| match error {
             DatabaseError::DatabaseAlreadyOpen => OpenError::Locked(directory.to_owned()),
             other => unreadable(other.to_string()),
@@ -51,15 +54,26 @@ impl Disk {
             let (create_revision, mod_revision, value) = stored.value();
             let key: Key = text.value().parse()?;
             let value = Bytes::copy_from_slice(value);
-            let entry = Entry { key, value, mod_revision, create_revision, lease: None };
+            let entry = Entry {
+                key,
+                value,
+                mod_revision,
+                create_revision,
+                lease: None,
+            };
             entries.insert(text.value().to_owned(), entry);
         }
         Ok((revision, entries))
     }
 
     /// Writes one transaction; it is on disk when this returns.
-    pub(super) fn write(&self, revision: u64, changes: &[(String, Option<Stored>)]) -> Result<(), StoreError> {
-        self.try_write(revision, changes).map_err(|error| StoreError::Failed(error.to_string()))
+    pub(super) fn write(
+        &self,
+        revision: u64,
+        changes: &[(String, Option<Stored>)],
+    ) -> Result<(), StoreError> {
+        self.try_write(revision, changes)
+            .map_err(|error| StoreError::Failed(error.to_string()))
     }
 
     fn try_write(&self, revision: u64, changes: &[(String, Option<Stored>)]) -> Result<(), redb::Error> {
