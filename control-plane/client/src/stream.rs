@@ -96,8 +96,8 @@ async fn exchange(
     }
 }
 
-/// Waits for the control plane to see the end of our side: a stream that is dropped at once is reset, which
-/// looks like a crash, and a node that crashed is waited for.
+/// Waits until the control plane has seen the end of our side. The process may exit next, and a connection that
+/// merely breaks looks like a crash: a node that crashed counts as live, and is waited for, until it is lost.
 async fn goodbye(mut pushes: Streaming<v1::Push>) -> StreamEnd {
     while let Ok(Some(_)) = pushes.message().await {}
     StreamEnd::Left

@@ -42,6 +42,4 @@ pub use route::{
     Canary, OnMissing, Published, Revision, Route, Sticky, StickyKey, StickyKeyError, build_routes,
 };
 pub use snapshot::{Snapshot, SnapshotError};
-pub use topology::{
-    Endpoint, EndpointSet, PublishedRevision, ServedRevision, Topology, WorkerRecord, build_topology,
-};
+pub use topology::{Endpoint, EndpointSet, PublishedRevision, ServedRevision, WorkerRecord};

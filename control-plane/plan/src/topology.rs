@@ -1,10 +1,6 @@
 //! Workers, what they serve, and where they are.
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
-
-use crate::Published;
 
 /// One revision of a model as a worker serves it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,62 +77,6 @@ pub struct EndpointSet {
     pub version: u64,
     /// In the order of their ids.
     pub endpoints: Vec<Endpoint>,
-}
-
-/// What the registered workers amount to.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Topology {
-    /// Whoever takes requests, in the order of their ids.
-    pub endpoints: Vec<Endpoint>,
-    /// By worker id, why some of what it serves is not routed to.
-    pub refused: BTreeMap<String, Vec<String>>,
-}
-
-/// The endpoints that workers offer: no worker that drains, and no revision under whose name it serves something
-/// else than what was published.
-pub fn build_topology(workers: &[WorkerRecord], published: &Published) -> Topology {
-    let mut topology = Topology::default();
-    for worker in workers {
-        let mut endpoint = Endpoint::from(worker);
-        endpoint
-            .revisions
-            .retain(|served| match refusal(served, published) {
-                Some(reason) => {
-                    topology
-                        .refused
-                        .entry(worker.id.clone())
-                        .or_default()
-                        .push(reason);
-                    false
-                }
-                None => true,
-            });
-        if !worker.draining && !endpoint.revisions.is_empty() {
-            topology.endpoints.push(endpoint);
-        }
-    }
-    topology.endpoints.sort_by(|a, b| a.id.cmp(&b.id));
-    topology
-}
-
-fn refusal(served: &ServedRevision, published: &Published) -> Option<String> {
-    let ServedRevision {
-        model,
-        revision,
-        digest,
-        ..
-    } = served;
-    let known = published
-        .get(model)
-        .and_then(|revisions| revisions.iter().find(|r| r.revision == *revision));
-    match known {
-        Some(known) if known.digest == *digest => None,
-        Some(known) => Some(format!(
-            "{model}@{revision} is published with digest {}, it serves {digest}",
-            known.digest
-        )),
-        None => Some(format!("{model}@{revision} is not published")),
-    }
 }
 
 // === impl Endpoint ===
