@@ -97,7 +97,9 @@ impl Decoder {
             eps: self.eps,
         };
         let tied = self.tied.then(|| self.output.matrix());
-        work.stream.inplace_op2(&self.embedding, &Embed {
+        work.stream.inplace_op2(
+            &self.embedding,
+            &Embed {
                 ids: &step.batch.tokens,
                 width: self.hidden_size,
                 tied,
@@ -114,7 +116,9 @@ impl Decoder {
             work.stream
                 .inplace_op3(&work.delta, &layer.mlp_norm, &AddNorm(norm()))?;
             layer.gate_up.forward(cpu, rows, &work.normed, &work.gate_up)?;
-            work.gated.inplace_op2(&work.gate_up, &Gate {
+            work.gated.inplace_op2(
+                &work.gate_up,
+                &Gate {
                     cpu,
                     rows,
                     width: self.intermediate_size,
@@ -155,7 +159,9 @@ impl Decoder {
             norms,
         };
         work.qkv.inplace_op3(&self.angles, head_norms, &rotate)?;
-        cache.inplace_op2(&work.qkv, &StoreKv {
+        cache.inplace_op2(
+            &work.qkv,
+            &StoreKv {
                 cpu,
                 shape,
                 cache: cache_shape,

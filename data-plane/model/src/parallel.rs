@@ -82,7 +82,9 @@ impl Matrix {
     }
 
     fn forward(&self, cpu: Cpu, rows: usize, x: &Tensor, y: &Tensor) -> candle_core::Result<()> {
-        y.inplace_op2(x, &Project {
+        y.inplace_op2(
+            x,
+            &Project {
                 cpu,
                 rows,
                 linear: &self.linear,
