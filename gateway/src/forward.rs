@@ -26,7 +26,7 @@ use crate::{
 const ATTEMPTS: usize = 3;
 
 /// Headers of one connection, and those that the gateway writes itself; all others pass through.
-const OWN: [HeaderName; 13] = [
+const OWN: [HeaderName; 21] = [
     header::HOST,
     header::CONNECTION,
     header::TRANSFER_ENCODING,
@@ -36,6 +36,15 @@ const OWN: [HeaderName; 13] = [
     header::CONTENT_LENGTH,
     header::CONTENT_TYPE,
     header::TE,
+    // Credentials end here, and what a browser says of itself is of no use behind.
+    header::AUTHORIZATION,
+    header::COOKIE,
+    header::ACCEPT,
+    header::ACCEPT_ENCODING,
+    header::ACCEPT_LANGUAGE,
+    header::EXPECT,
+    header::ORIGIN,
+    header::REFERER,
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("grpc-timeout"),
     HeaderName::from_static("grpc-encoding"),
@@ -131,12 +140,6 @@ impl Forwarder {
         if asked != assigned.model {
             call.message = call.message.with_model(&assigned.model);
         }
-        let told = |mut status: Status| {
-            let mut headers = std::mem::take(status.metadata_mut()).into_headers();
-            assigned.tell(&mut headers);
-            *status.metadata_mut() = tonic::metadata::MetadataMap::from_headers(headers);
-            status
-        };
         let mut tried = HashSet::new();
         let mut last = None;
         for attempt in 0..ATTEMPTS {
@@ -153,7 +156,7 @@ impl Forwarder {
                     let endpoint = endpoint.id.clone();
                     return Ok((assigned, begun, endpoint, lease));
                 }
-                Err(failed) if !failed.retry => return Err(told(failed.status)),
+                Err(failed) if !failed.retry => return Err(assigned.told(failed.status)),
                 Err(failed) => {
                     tracing::debug!(
                         endpoint = endpoint.id,
@@ -168,7 +171,7 @@ impl Forwarder {
                 }
             }
         }
-        Err(told(last.unwrap_or_else(|| {
+        Err(assigned.told(last.unwrap_or_else(|| {
             error::unavailable(format!(
                 "no worker serves {}@{} now",
                 assigned.model, assigned.revision.name

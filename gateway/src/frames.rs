@@ -119,10 +119,11 @@ where
     let read = tokio::time::timeout(READ_TIMEOUT, Limited::new(body, limit).collect());
     match read.await {
         Ok(Ok(collected)) => Ok(collected.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Status::invalid_argument(format!(
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Status::out_of_range(format!(
             "the request is larger than {} MiB",
             MAX_REQUEST_BYTES >> 20
         ))),
+
         Ok(Err(error)) => Err(Status::cancelled(format!("the request broke off: {error}"))),
         Err(_) => Err(Status::deadline_exceeded(format!(
             "the request was not complete after {READ_TIMEOUT:?}"

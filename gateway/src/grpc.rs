@@ -11,12 +11,15 @@ use http::{HeaderMap, HeaderValue, Request, header};
 use http_body_util::{BodyExt as _, Full};
 use penstock_client::View;
 use penstock_proto::v1;
+use penstock_telemetry::semconv::value;
+use tokio::time::{Instant, timeout_at};
 use tonic::Status;
 
 use crate::{
+    error,
     forward::{Call, Forwarder, Reply},
     frames::Message,
-    observe::Observation,
+    observe::{self, Observation},
     timeout,
 };
 
@@ -32,11 +35,11 @@ pub(crate) fn router(forwarder: Forwarder) -> Router {
 }
 
 async fn generate(State(forwarder): State<Forwarder>, request: Request<Body>) -> Response {
-    pass(&forwarder, "Generate", request).await.unwrap_or_else(refuse)
+    pass(&forwarder, "Generate", value::GENERATE, request).await
 }
 
 async fn tokenize(State(forwarder): State<Forwarder>, request: Request<Body>) -> Response {
-    pass(&forwarder, "Tokenize", request).await.unwrap_or_else(refuse)
+    pass(&forwarder, "Tokenize", observe::TOKENIZE, request).await
 }
 
 async fn list_models(State(forwarder): State<Forwarder>, request: Request<Body>) -> Response {
@@ -49,28 +52,45 @@ async fn list_models(State(forwarder): State<Forwarder>, request: Request<Body>)
 async fn pass(
     forwarder: &Forwarder,
     method: &'static str,
+    operation: &'static str,
     request: Request<Body>,
-) -> Result<Response, Status> {
+) -> Response {
     if let Err(response) = checked(request.headers()) {
-        return Ok(response);
+        return response;
     }
     let (parts, body) = request.into_parts();
-    let deadline = timeout::deadline(&parts.headers)?;
-    let message = Message::read(body).await?;
-    let model = message.model()?;
-    let metrics = forwarder.metrics.clone();
-    let observation = match method {
-        "Generate" => Observation::generate(metrics, model, &parts.headers),
-        _ => Observation::other(metrics, "tokenize", model, &parts.headers),
+    let headers = parts.headers;
+    let observe = |model: &str| Observation::start(forwarder.metrics.clone(), operation, model, &headers);
+    let (message, deadline) = match read(&headers, body).await {
+        Ok(read) => read,
+        Err(status) => {
+            observe("").failed(&status);
+            return status.into_http();
+        }
     };
+    let observation = observe(message.model().unwrap_or_default());
     let call = Call {
         method,
-        headers: parts.headers,
+        headers,
         message,
         deadline,
         observation,
     };
-    Ok(respond(forwarder.call(call).await?))
+    match forwarder.call(call).await {
+        Ok(reply) => respond(reply),
+        Err(status) => status.into_http(),
+    }
+}
+
+async fn read(headers: &HeaderMap, body: Body) -> Result<(Message, Option<Instant>), Status> {
+    let deadline = timeout::deadline(headers)?;
+    let message = match deadline {
+        Some(at) => timeout_at(at, Message::read(body))
+            .await
+            .unwrap_or_else(|_| Err(error::deadline()))?,
+        None => Message::read(body).await?,
+    };
+    Ok((message, deadline))
 }
 
 fn respond(reply: Reply) -> Response {
@@ -95,10 +115,6 @@ fn respond(reply: Reply) -> Response {
     response.headers_mut().insert(header::CONTENT_TYPE, GRPC);
     assigned.tell(response.headers_mut());
     response
-}
-
-fn refuse(status: Status) -> Response {
-    status.into_http()
 }
 
 /// A reply of one message.

@@ -13,16 +13,20 @@
 
 pub mod config;
 mod error;
+mod fields;
 mod forward;
 mod frames;
 mod grpc;
 mod listener;
 mod observe;
+mod openai;
 mod pool;
 mod ports;
 mod relay;
+mod replies;
 mod routing;
 mod server;
+mod sglang;
 mod state;
 mod subscription;
 mod timeout;

@@ -12,17 +12,19 @@ use penstock_telemetry::{
     RequestIdentity,
     instruments::{GatewayMetrics, InFlight, RequestRecord, Served, TokenCounts},
     propagation,
-    semconv::{attribute, span, value},
+    semconv::{attribute, value},
 };
 use tonic::{Code, Status};
 
 use crate::{error, routing::Assigned};
 
+/// Operation that generates nothing: it has a span, and no part in the metrics of requests.
+pub(crate) const TOKENIZE: &str = "tokenize";
+
 /// One request from arrival to end. One that is dropped before its end was left by its client.
 #[derive(Debug)]
 pub(crate) struct Observation {
     metrics: GatewayMetrics,
-    /// Calls that generate are measured; others have a span only.
     measured: bool,
     arrived: Instant,
     context: Context,
@@ -33,29 +35,20 @@ pub(crate) struct Observation {
 }
 
 impl Observation {
-    /// A request to generate arrived.
-    pub(crate) fn generate(metrics: GatewayMetrics, model: &str, headers: &HeaderMap) -> Self {
-        Self::start(metrics, true, span::generate(model), model, headers)
-    }
-
-    /// Another request arrived, `operation` for `model`.
-    pub(crate) fn other(metrics: GatewayMetrics, operation: &str, model: &str, headers: &HeaderMap) -> Self {
-        Self::start(metrics, false, format!("{operation} {model}"), model, headers)
-    }
-
-    fn start(
+    /// A request arrived: `operation`, e.g. `generate`, for `model`.
+    pub(crate) fn start(
         metrics: GatewayMetrics,
-        measured: bool,
-        name: String,
+        operation: &'static str,
         model: &str,
         headers: &HeaderMap,
     ) -> Self {
         let tracer = global::tracer("penstock");
+        let name = format!("{operation} {model}");
         let builder = tracer
             .span_builder(name)
             .with_kind(SpanKind::Server)
             .with_attributes([
-                KeyValue::new(attribute::OPERATION_NAME, value::GENERATE),
+                KeyValue::new(attribute::OPERATION_NAME, operation),
                 KeyValue::new(attribute::PROVIDER_NAME, value::PENSTOCK),
                 KeyValue::new(attribute::COMPONENT, value::GATEWAY),
                 KeyValue::new(attribute::REQUEST_MODEL, model.to_owned()),
@@ -64,7 +57,7 @@ impl Observation {
         let context = parent.with_span(tracer.build_with_context(builder, &parent));
         Self {
             metrics,
-            measured,
+            measured: operation != TOKENIZE,
             arrived: Instant::now(),
             context,
             served: Served::unassigned(),

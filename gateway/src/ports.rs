@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic_health::{ServingStatus, server::HealthReporter};
 
-use crate::{forward::Forwarder, grpc, listener};
+use crate::{forward::Forwarder, grpc, listener, openai, sglang};
 
 /// The service whose health is reported beside the whole server's (the empty name).
 const SERVICE: &str = "penstock.v1.Inference";
@@ -56,6 +56,8 @@ impl Ports {
         let (reporter, health_service) = tonic_health::server::health_reporter();
         let watcher = report(reporter.clone(), forwarder.view.clone());
         let router = Router::new()
+            .merge(openai::router(forwarder.clone()))
+            .merge(sglang::router(forwarder.clone()))
             .merge(grpc::router(forwarder))
             .merge(described(health_service))
             .merge(ops::health_router(health.clone()))

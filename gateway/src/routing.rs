@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderValue};
 use penstock_client::View;
 use penstock_plan::{AssignError, Attributes, Endpoint, Reason, Revision, Route, Snapshot};
 use penstock_proto::metadata;
-use tonic::Status;
+use tonic::{Status, metadata::MetadataMap};
 
 use crate::error;
 
@@ -88,11 +88,11 @@ fn models(snapshot: &Snapshot) -> String {
     names.join(", ")
 }
 
-/// A header's text; an empty one counts as absent.
+/// A header's text; an empty one counts as absent. HTTP clients write names of users in UTF-8.
 fn text<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
-    headers
-        .get(name)
-        .and_then(|value| value.to_str().ok())
+    let value = headers.get(name)?;
+    std::str::from_utf8(value.as_bytes())
+        .ok()
         .filter(|value| !value.is_empty())
 }
 
@@ -117,5 +117,13 @@ impl Assigned {
             metadata::ASSIGNMENT_REASON,
             HeaderValue::from_static(self.reason.as_str()),
         );
+    }
+
+    /// Writes the assignment into the metadata of an error.
+    pub(crate) fn told(&self, mut status: Status) -> Status {
+        let mut headers = std::mem::take(status.metadata_mut()).into_headers();
+        self.tell(&mut headers);
+        *status.metadata_mut() = MetadataMap::from_headers(headers);
+        status
     }
 }

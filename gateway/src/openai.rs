@@ -1,0 +1,174 @@
+//! OpenAI's HTTP API: chat and text completions, and the list of models.
+
+mod chat;
+mod completions;
+pub(crate) mod error;
+mod reply;
+mod request;
+pub(crate) mod sse;
+
+use axum::{
+    Json, Router,
+    body::Body,
+    extract::{Path, State},
+    response::{IntoResponse as _, Response},
+    routing::{get, post},
+};
+use http::{HeaderMap, Request};
+use penstock_proto::v1;
+use serde_json::{Value, json};
+use tonic::Status;
+
+use crate::{
+    fields::{self, Fields},
+    forward::Forwarder,
+    frames,
+    observe::Observation,
+    replies,
+};
+use reply::Head;
+use request::Asked;
+
+/// One way to ask and to be answered.
+trait Shape: Sized + Send + 'static {
+    /// Name of the operation in telemetry.
+    const OPERATION: &'static str;
+    /// What ids begin with.
+    const PREFIX: &'static str;
+
+    /// Reads a request.
+    fn read(fields: Fields<'_>) -> Result<(Asked, Self), Status>;
+    /// The reply in one piece.
+    fn whole(&self, head: &Head, reply: &v1::GenerateResponse) -> Value;
+    /// The chunk before the first token, if there is one.
+    fn opening(&self, head: &Head) -> Option<Value>;
+    /// Chunks for what a worker sent.
+    fn chunks(&mut self, head: &Head, reply: &v1::GenerateResponse) -> Vec<Value>;
+    /// The chunk with the usage, after all others.
+    fn usage(&self, head: &Head, usage: Value) -> Value;
+}
+
+/// Routes of the API.
+pub(crate) fn router(forwarder: Forwarder) -> Router {
+    Router::new()
+        .route("/v1/chat/completions", post(complete::<chat::ChatShape>))
+        .route("/v1/completions", post(complete::<completions::CompletionShape>))
+        .route("/v1/models", get(models))
+        .route("/v1/models/{model}", get(model))
+        .with_state(forwarder)
+}
+
+async fn complete<S: Shape>(State(forwarder): State<Forwarder>, request: Request<Body>) -> Response {
+    let (parts, body) = request.into_parts();
+    let mut headers = parts.headers;
+    let (asked, shape) = match read::<S>(&mut headers, body).await {
+        Ok(read) => read,
+        Err(status) => {
+            Observation::start(forwarder.metrics.clone(), S::OPERATION, "", &headers).failed(&status);
+            return error::response(&status);
+        }
+    };
+    answer(&forwarder, headers, asked, shape)
+        .await
+        .unwrap_or_else(|status| error::response(&status))
+}
+
+async fn read<S: Shape>(headers: &mut HeaderMap, body: Body) -> Result<(Asked, S), Status> {
+    let body = frames::read_whole(body, frames::MAX_REQUEST_BYTES).await?;
+    let value = fields::parse(&body)?;
+    let fields =
+        Fields::of(&value).ok_or_else(|| Status::invalid_argument("the body is not a JSON object"))?;
+    request::identify(fields, headers)?;
+    S::read(fields)
+}
+
+async fn answer<S: Shape>(
+    forwarder: &Forwarder,
+    headers: HeaderMap,
+    asked: Asked,
+    shape: S,
+) -> Result<Response, Status> {
+    let (assigned, chunks) = replies::ask(forwarder, S::OPERATION, headers, &asked.request).await?;
+    let head = Head::new(S::PREFIX, &assigned);
+    let mut response = match asked.stream {
+        true => sse::respond(
+            chunks,
+            Events {
+                head,
+                shape,
+                include_usage: asked.include_usage,
+                usage: None,
+            },
+        ),
+        false => {
+            let reply = chunks.whole().await.map_err(|status| assigned.told(status))?;
+            Json(shape.whole(&head, &reply)).into_response()
+        }
+    };
+    assigned.tell(response.headers_mut());
+    Ok(response)
+}
+
+/// The events of a completion.
+struct Events<S> {
+    head: Head,
+    shape: S,
+    include_usage: bool,
+    usage: Option<v1::Usage>,
+}
+
+impl<S: Shape> Events<S> {
+    /// With `include_usage`, chunks without usage say so.
+    fn write(&self, mut chunk: Value, out: &mut String) {
+        if self.include_usage && chunk["usage"].is_null() {
+            chunk["usage"] = Value::Null;
+        }
+        sse::event(out, chunk);
+    }
+}
+
+impl<S: Shape> sse::Events for Events<S> {
+    fn open(&mut self, out: &mut String) {
+        if let Some(opening) = self.shape.opening(&self.head) {
+            self.write(opening, out);
+        }
+    }
+
+    fn chunk(&mut self, chunk: v1::GenerateResponse, out: &mut String) {
+        self.usage = self.usage.or(chunk.usage);
+        for chunk in self.shape.chunks(&self.head, &chunk) {
+            self.write(chunk, out);
+        }
+    }
+
+    fn close(&mut self, out: &mut String) {
+        if self.include_usage {
+            let usage = self.shape.usage(&self.head, reply::usage(self.usage.as_ref()));
+            self.write(usage, out);
+        }
+    }
+}
+
+async fn models(State(forwarder): State<Forwarder>) -> Response {
+    let view = forwarder.view();
+    let routes = view.snapshot.iter().flat_map(|snapshot| snapshot.routes.keys());
+    let data: Vec<Value> = routes.map(|name| described(name)).collect();
+    Json(json!({ "object": "list", "data": data })).into_response()
+}
+
+async fn model(State(forwarder): State<Forwarder>, Path(name): Path<String>) -> Response {
+    match forwarder
+        .view()
+        .snapshot
+        .as_ref()
+        .is_some_and(|snapshot| snapshot.routes.contains_key(&name))
+    {
+        true => Json(described(&name)).into_response(),
+        false => error::response(&Status::not_found(format!("model {name:?} is not served"))),
+    }
+}
+
+/// When a model was made is not known here: 0.
+fn described(name: &str) -> Value {
+    json!({ "id": name, "object": "model", "created": 0, "owned_by": "penstock" })
+}
