@@ -115,8 +115,10 @@ impl InferenceService {
         let seed = generation.sampling.seed;
         observation.requested(&generation, prompt_tokens);
         let (reply, sequence) = compose(&served, generation, prompt, call.deadline)?;
+        // Before the call: the engine may start the sequence before it returns.
+        let submitted = Instant::now();
         let tokens = served.engine.submit(sequence)?;
-        observation.submitted(Instant::now());
+        observation.submitted(submitted);
         Ok(Admitted {
             call,
             served,
