@@ -60,3 +60,70 @@ impl Runner for CandleRunner {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use penstock_model::{CacheLayout, Device, Dtype, LoadOptions};
+
+    use super::*;
+    use crate::{Engine, EngineConfig, Sequence, testing::Heard};
+
+    /// An engine that runs the demo checkpoint in f32.
+    fn start(config: EngineConfig) -> Engine {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/models/demo/v1");
+        let options = LoadOptions {
+            dtype: Some(Dtype::F32),
+            cache: CacheLayout {
+                page_size: config.page_size,
+                num_pages: config.num_pages,
+            },
+            device: Device::Cpu,
+            progress: &|_| {},
+        };
+        let model = Model::load(&dir, options).unwrap();
+        Engine::start(config, Box::new(CandleRunner::new(model))).unwrap()
+    }
+
+    /// A conversation's opening that all prompts share, and an end of its own.
+    fn prompt(end: u32) -> Vec<u32> {
+        let shared = (0..70u32).map(|at| 10 + at * at % 200);
+        shared.chain((0..9).map(|at| 20 + end * 10 + at)).collect()
+    }
+
+    fn greedy(prompt: &[u32]) -> Sequence {
+        let mut sequence = crate::testing::sequence(prompt, 40);
+        sequence.sampling.temperature = 0.0;
+        sequence.top_logprobs = Some(2);
+        sequence
+    }
+
+    #[test]
+    fn a_model_replies_the_same_alone_and_in_company() {
+        let alone: Vec<Vec<u32>> = (0..5)
+            .map(|end| {
+                let engine = start(EngineConfig::default());
+                Heard::all(&mut engine.submit(greedy(&prompt(end))).unwrap()).tokens
+            })
+            .collect();
+        assert!(alone.iter().all(|tokens| tokens.len() == 40));
+        for (page_size, num_pages) in [(1, 480), (16, 30)] {
+            let engine = start(EngineConfig {
+                page_size,
+                num_pages,
+                max_batch_tokens: 23,
+                ..EngineConfig::default()
+            });
+            let mut streams: Vec<_> = (0..5)
+                .map(|end| engine.submit(greedy(&prompt(end))).unwrap())
+                .collect();
+            let together: Vec<Vec<u32>> = streams
+                .iter_mut()
+                .map(|stream| Heard::all(stream).tokens)
+                .collect();
+            assert_eq!(together, alone, "page size {page_size}");
+            assert!(engine.stats().prefix_hit_tokens >= 4 * 64);
+        }
+    }
+}

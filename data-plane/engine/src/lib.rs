@@ -5,6 +5,28 @@
 //! ```text
 //! submit(Sequence) ─▶ bounded queue ─▶ scheduler ─▶ Batch ─▶ Runner (forward + sample) ─▶ TokenStream
 //! ```
+//!
+//! ```
+//! use penstock_engine::{Engine, EngineConfig, Event, FakeConfig, FakeRunner, SamplingParams, Sequence};
+//!
+//! let runner = Box::new(FakeRunner::new(FakeConfig::default()));
+//! let engine = Engine::start(EngineConfig::default(), runner)?;
+//! let mut stream = engine.submit(Sequence {
+//!     prompt: vec![1, 2, 3],
+//!     sampling: SamplingParams::default(),
+//!     stop_token_ids: Vec::new(),
+//!     max_tokens: 4,
+//!     top_logprobs: None,
+//!     deadline: None,
+//!     namespace: 0,
+//! })?;
+//! let mut tokens = 0;
+//! while let Some(event) = stream.blocking_next() {
+//!     tokens += usize::from(matches!(event, Event::Token(_)));
+//! }
+//! assert_eq!(tokens, 4);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 use std::time::{Duration, Instant};
 
