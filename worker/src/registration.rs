@@ -67,6 +67,7 @@ impl Registration {
         stop: CancellationToken,
     ) -> Result<(), RegistrationError> {
         let mut pause = FIRST_PAUSE;
+        let mut failures = 0_u32;
         while !stop.is_cancelled() {
             let attempt = tokio::select! {
                 attempt = tokio::time::timeout(STORE_TIMEOUT, self.register()) => attempt,
@@ -76,15 +77,13 @@ impl Registration {
                 Ok(lease) => {
                     tracing::info!(id = self.record.id, address = self.record.address, "registered");
                     attempted.cancel();
-                    pause = FIRST_PAUSE;
+                    (pause, failures) = (FIRST_PAUSE, 0);
                     self.hold(lease, &stop).await;
                 }
                 Err(AttemptError::Fatal(error)) => return Err(error),
                 Err(error) => {
-                    tracing::warn!(
-                        error = &error as &dyn std::error::Error,
-                        "cannot register; serving on"
-                    );
+                    tell(&error, failures);
+                    failures = failures.saturating_add(1);
                     attempted.cancel();
                     let jittered = pause.mul_f64(rand::random());
                     tokio::select! {
@@ -220,6 +219,15 @@ impl Registration {
             ),
             Err(_) => tracing::warn!("cannot deregister in time; the entry leaves with its lease"),
         }
+    }
+}
+
+/// A store that is down is told of once, not at every try.
+fn tell(error: &AttemptError, failures: u32) {
+    let error: &dyn std::error::Error = error;
+    match failures {
+        0 => tracing::warn!(error, "cannot register; serving on and trying again"),
+        _ => tracing::debug!(error, failures, "still cannot register"),
     }
 }
 
