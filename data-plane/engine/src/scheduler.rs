@@ -297,8 +297,9 @@ impl Scheduler {
             return;
         }
         let resting = self.running.iter().rposition(|s| s.sink.is_blocked());
-        let nothing_ran = self.scheduled.is_empty() && self.running.len() > 1;
-        if let Some(index) = resting.or(nothing_ran.then_some(self.running.len().wrapping_sub(1))) {
+        // Not the only one: that would go round for ever.
+        let last = self.running.len().checked_sub(1).filter(|&last| last > 0);
+        if let Some(index) = resting.or(last.filter(|_| self.scheduled.is_empty())) {
             self.retract(index);
         }
     }
