@@ -170,6 +170,7 @@ impl Store for EmbeddedStore {
     }
 
     async fn commit(&self, transaction: Transaction) -> Result<u64, CommitError> {
+        transaction.changes_each_key_once()?;
         self.blocking(move |inner| inner.commit(&transaction)).await
     }
 
@@ -180,7 +181,7 @@ impl Store for EmbeddedStore {
             (
                 state.since(prefix, from_revision),
                 self.inner.changes.subscribe(),
-                state.revision,
+                state.revision.max(from_revision.saturating_sub(1)),
             )
         };
         let (events, receiver) = mpsc::channel(64);
@@ -297,6 +298,14 @@ impl Inner {
     fn commit(&self, transaction: &Transaction) -> Result<u64, CommitError> {
         let mut state = self.lock();
         state.check(transaction)?;
+        self.make(&mut state, transaction)
+    }
+
+    /// Makes the changes of a transaction whose preconditions hold.
+    fn make(&self, state: &mut State, transaction: &Transaction) -> Result<u64, CommitError> {
+        if !state.is_changed_by(transaction) {
+            return Ok(state.revision);
+        }
         let revision = state.revision + 1;
         if let Some(disk) = &self.disk {
             disk.write(revision, &state.lasting(transaction, revision))
@@ -318,11 +327,6 @@ impl Inner {
             .filter(|(id, lease)| over(**id, lease))
             .map(|(id, _)| *id)
             .collect();
-        for id in &ended {
-            if let Some(lease) = state.leases.remove(id) {
-                lease.lost.cancel();
-            }
-        }
         let of_ended = |entry: &&Entry| entry.lease.is_some_and(|lease| ended.contains(&lease));
         let operations = state
             .entries
@@ -330,11 +334,20 @@ impl Inner {
             .filter(of_ended)
             .map(|e| Operation::Delete(e.key.clone()))
             .collect();
-        drop(state);
-        self.commit(&Transaction {
-            preconditions: Vec::new(),
-            operations,
-        })
+        // Under one lock: nothing that is written again under another lease is deleted.
+        let revision = self.make(
+            &mut state,
+            &Transaction {
+                preconditions: Vec::new(),
+                operations,
+            },
+        )?;
+        for id in &ended {
+            if let Some(lease) = state.leases.remove(id) {
+                lease.lost.cancel();
+            }
+        }
+        Ok(revision)
     }
 }
 
@@ -355,6 +368,7 @@ impl State {
 
     /// What a watch from `from` has missed.
     fn since(&self, prefix: Prefix, from: u64) -> Vec<WatchEvent> {
+        let from = from.max(1);
         if from < self.history_from && from <= self.revision {
             return vec![WatchEvent::Resync(self.list(prefix))];
         }
@@ -404,6 +418,14 @@ impl State {
             }
         }
         Ok(())
+    }
+
+    /// A transaction that changes nothing has no revision of its own.
+    fn is_changed_by(&self, transaction: &Transaction) -> bool {
+        transaction.operations.iter().any(|operation| match operation {
+            Operation::Put { .. } => true,
+            Operation::Delete(key) => self.entries.contains_key(&key.to_string()),
+        })
     }
 
     /// The changes that go to disk: leased entries do not, and take an unleased one of their key away.

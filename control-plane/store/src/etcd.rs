@@ -8,10 +8,10 @@ use std::{fmt, time::Duration};
 use async_trait::async_trait;
 use bytes::Bytes;
 use etcd_client::{
-    Client, Compare, CompareOp, ConnectOptions, Error, GetOptions, KeyValue, PutOptions, ResponseHeader, Txn,
-    TxnOp, TxnOpResponse,
+    Client, Compare, CompareOp, ConnectOptions, Error, GetOptions, KeyValue, KvClient, PutOptions,
+    ResponseHeader, Txn, TxnOp, TxnOpResponse,
 };
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
@@ -28,6 +28,8 @@ const TIMEOUT: Duration = Duration::from_secs(3);
 /// A connection that answers no ping is given up.
 const PING_EVERY: Duration = Duration::from_secs(5);
 const PING_TIMEOUT: Duration = Duration::from_secs(3);
+/// Largest answer that is read: a whole listing is one answer, and gRPC's default of 4 MiB is soon too little.
+const LARGEST_ANSWER: usize = 256 << 20;
 /// Events on their way to one consumer; etcd keeps the rest.
 const EVENTS: usize = 256;
 
@@ -44,7 +46,7 @@ impl EtcdStore {
     /// Connects to etcd at one or several endpoints and asks it something, since connecting alone proves nothing.
     ///
     /// # Errors
-    /// No endpoint answers, or one is no address.
+    /// No endpoint answers, or one is no address; the error names the endpoints.
     pub async fn connect<E: AsRef<str>>(endpoints: &[E]) -> Result<Self, StoreError> {
         let endpoints: Vec<String> = endpoints
             .iter()
@@ -55,9 +57,15 @@ impl EtcdStore {
             .with_keep_alive(PING_EVERY, PING_TIMEOUT)
             .with_keep_alive_while_idle(true)
             .with_require_leader(true);
-        let client = limited(Client::connect(&endpoints, Some(options))).await?;
-        let store = Self { client, endpoints };
-        store.health().await?;
+        let named = |error: StoreError| unreachable_at(&endpoints, &error);
+        let client = limited(Client::connect(&endpoints, Some(options)))
+            .await
+            .map_err(named)?;
+        let store = Self {
+            client,
+            endpoints: endpoints.clone(),
+        };
+        store.health().await.map_err(named)?;
         Ok(store)
     }
 }
@@ -73,7 +81,7 @@ impl fmt::Debug for EtcdStore {
 #[async_trait]
 impl Store for EtcdStore {
     async fn get(&self, key: &Key) -> Result<Option<Entry>, StoreError> {
-        let response = limited(self.client.kv_client().get(key.to_string(), None)).await?;
+        let response = limited(kv(&self.client).get(key.to_string(), None)).await?;
         response.kvs().first().map(entry).transpose()
     }
 
@@ -82,6 +90,7 @@ impl Store for EtcdStore {
     }
 
     async fn commit(&self, transaction: Transaction) -> Result<u64, CommitError> {
+        transaction.changes_each_key_once()?;
         let compares: Vec<Compare> = transaction.preconditions.iter().map(compare).collect();
         let operations: Vec<TxnOp> = transaction.operations.iter().map(operation).collect();
         // The failing side reads what was compared, so that the error names the key.
@@ -91,7 +100,7 @@ impl Store for EtcdStore {
             .map(|p| TxnOp::get(p.key().to_string(), None))
             .collect();
         let txn = Txn::new().when(compares).and_then(operations).or_else(looks);
-        let response = limited(self.client.kv_client().txn(txn))
+        let response = limited(kv(&self.client).txn(txn))
             .await
             .map_err(|error| lease_gone(error, &transaction))?;
         if response.succeeded() {
@@ -118,16 +127,26 @@ impl Store for EtcdStore {
 
     async fn watch(&self, prefix: Prefix, from_revision: u64) -> Result<WatchStream, StoreError> {
         let (events, receiver) = mpsc::channel(EVENTS);
-        tokio::spawn(watch::follow(self.client.clone(), prefix, from_revision, events));
+        // To etcd, 0 is "from now on", which could not be resumed without a gap.
+        let next = from_revision.max(1);
+        tokio::spawn(watch::follow(self.client.clone(), prefix, next, events));
         Ok(Box::pin(ReceiverStream::new(receiver)))
     }
 
     async fn grant_lease(&self, ttl: Duration) -> Result<Lease, StoreError> {
         let seconds = i64::try_from(ttl.as_secs().max(1)).unwrap_or(i64::MAX);
+        // Counted from before the grant, so that we never believe in a lease that etcd has ended.
+        let asked = Instant::now();
         let granted = limited(self.client.lease_client().grant(seconds, None)).await?;
         let (id, ttl) = (granted.id(), Duration::from_secs(granted.ttl().unsigned_abs()));
         let lost = CancellationToken::new();
-        let task = tokio::spawn(keep_alive::hold(self.client.clone(), id, ttl, lost.clone()));
+        let task = tokio::spawn(keep_alive::hold(
+            self.client.clone(),
+            id,
+            ttl,
+            asked + ttl,
+            lost.clone(),
+        ));
         let client = self.client.clone();
         let revoke: Revoke = Box::new(move || {
             Box::pin(async move {
@@ -142,19 +161,19 @@ impl Store for EtcdStore {
 
     async fn health(&self) -> Result<(), StoreError> {
         let options = GetOptions::new().with_count_only();
-        limited(
-            self.client
-                .kv_client()
-                .get(Key::Leader.to_string(), Some(options)),
-        )
-        .await
-        .map(drop)
+        limited(kv(&self.client).get(Key::Leader.to_string(), Some(options)))
+            .await
+            .map(drop)
     }
+}
+
+fn kv(client: &Client) -> KvClient {
+    client.kv_client().max_decoding_message_size(LARGEST_ANSWER)
 }
 
 async fn list(client: &Client, prefix: Prefix) -> Result<Listing, StoreError> {
     let options = GetOptions::new().with_prefix();
-    let response = limited(client.kv_client().get(prefix.as_str(), Some(options))).await?;
+    let response = limited(kv(client).get(prefix.as_str(), Some(options))).await?;
     // A key that is none of ours spoils nothing else.
     let known = |kv: &KeyValue| {
         entry(kv)
@@ -176,6 +195,15 @@ async fn limited<T>(call: impl Future<Output = Result<T, Error>>) -> Result<T, S
     }
 }
 
+/// Says which etcd it is that does not answer.
+fn unreachable_at(endpoints: &[String], error: &StoreError) -> StoreError {
+    let message = format!("no etcd answers at {}: {error}", endpoints.join(", "));
+    match error.is_retryable() {
+        true => StoreError::Unavailable(message),
+        false => StoreError::Failed(message),
+    }
+}
+
 fn store_error(error: &Error) -> StoreError {
     match error {
         Error::GRpcStatus(status) if status.message().contains("requested lease not found") => {
@@ -184,8 +212,9 @@ fn store_error(error: &Error) -> StoreError {
         Error::GRpcStatus(status) => {
             let message = format!("etcd: {}", status.message());
             match status.code() as i32 {
-                // Unknown, deadline exceeded, aborted, internal, unavailable: connections break in all these ways.
-                2 | 4 | 10 | 13 | 14 => StoreError::Unavailable(message),
+                // Cancelled, unknown, deadline exceeded, aborted, internal, unavailable: connections break in all
+                // these ways.
+                1 | 2 | 4 | 10 | 13 | 14 => StoreError::Unavailable(message),
                 _ => StoreError::Failed(message),
             }
         }
@@ -217,6 +246,8 @@ fn compare(precondition: &Precondition) -> Compare {
     match precondition {
         Precondition::Absent(_) => Compare::create_revision(key, CompareOp::Equal, 0),
         Precondition::Exists(_) => Compare::create_revision(key, CompareOp::Greater, 0),
+        // An absent key has 0 here, but it was not written at any revision.
+        Precondition::ModRevision(_, 0) => Compare::mod_revision(key, CompareOp::Less, 0),
         Precondition::ModRevision(_, revision) => {
             Compare::mod_revision(key, CompareOp::Equal, signed(*revision))
         }

@@ -26,7 +26,7 @@
 //!
 //! Values are bytes: this crate refuses to know what they mean. It has no queue that can grow without bound.
 
-use std::{fmt, pin::Pin, time::Duration};
+use std::{collections::BTreeSet, fmt, pin::Pin, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -97,7 +97,7 @@ pub enum Operation {
 pub struct Transaction {
     /// All must hold.
     pub preconditions: Vec<Precondition>,
-    /// All are made, under one revision.
+    /// All are made, under one revision; at most one for each key.
     pub operations: Vec<Operation>,
 }
 
@@ -166,10 +166,10 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// Every entry below a prefix.
     async fn list(&self, prefix: Prefix) -> Result<Listing, StoreError>;
 
-    /// Commits a transaction; returns its revision.
+    /// Commits a transaction; returns its revision (the present one if it changes nothing).
     async fn commit(&self, transaction: Transaction) -> Result<u64, CommitError>;
 
-    /// Every change below a prefix, from a revision on (that one included).
+    /// Every change below a prefix, from a revision on (that one included); 0 and 1 mean everything.
     async fn watch(&self, prefix: Prefix, from_revision: u64) -> Result<WatchStream, StoreError>;
 
     /// A lease that is kept alive until it is dropped or revoked; once dropped, it runs out after `ttl`.
@@ -195,6 +195,22 @@ impl Precondition {
     pub fn key(&self) -> &Key {
         match self {
             Self::Absent(key) | Self::Exists(key) | Self::ModRevision(key, _) => key,
+        }
+    }
+}
+
+// === impl Transaction ===
+
+impl Transaction {
+    /// Operations have no order among each other, so that two on one key would mean nothing.
+    fn changes_each_key_once(&self) -> Result<(), StoreError> {
+        let mut changed = BTreeSet::new();
+        match self.operations.iter().find(|o| !changed.insert(o.key())) {
+            Some(twice) => {
+                let reason = format!("{} is changed twice in one transaction", twice.key());
+                Err(StoreError::Failed(reason))
+            }
+            None => Ok(()),
         }
     }
 }

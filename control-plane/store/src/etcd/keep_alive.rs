@@ -6,6 +6,8 @@ use etcd_client::{Client, Error};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::TIMEOUT;
+
 /// Pause after a failed attempt.
 const RETRY: Duration = Duration::from_millis(200);
 
@@ -18,36 +20,45 @@ enum End {
 }
 
 /// Keeps the lease alive until it is gone or nobody could be told for as long as it lives; cancels `lost` then.
-pub(super) async fn hold(client: Client, id: i64, ttl: Duration, lost: CancellationToken) {
-    let mut expires = Instant::now() + ttl;
+pub(super) async fn hold(
+    client: Client,
+    id: i64,
+    ttl: Duration,
+    mut expires: Instant,
+    lost: CancellationToken,
+) {
     loop {
         let end = stream(&client, id, ttl, &mut expires).await;
         if matches!(end, End::Gone) || Instant::now() >= expires {
             lost.cancel();
             return;
         }
-        tokio::time::sleep(RETRY).await;
+        tokio::time::sleep_until(expires.min(Instant::now() + RETRY)).await;
     }
 }
 
-/// One stream; each answer moves `expires` on, and none is awaited for longer.
+/// One stream; each answer moves `expires` to its question's time plus `ttl`, and none is awaited for longer.
 async fn stream(client: &Client, id: i64, ttl: Duration, expires: &mut Instant) -> End {
     let mut leases = client.lease_client();
-    let opened = tokio::time::timeout_at(*expires, leases.keep_alive(id)).await;
+    // A stream that does not answer soon leaves time for another attempt.
+    let patience = TIMEOUT.min(ttl / 2);
+    let asked = Instant::now();
+    let until = (*expires).min(asked + patience);
+    let opened = tokio::time::timeout_at(until, leases.keep_alive(id)).await;
     let (mut keeper, mut answers) = match opened {
         Ok(Ok(opened)) => opened,
         Ok(Err(error)) => return end(&error),
         Err(_) => return End::Lost,
     };
     // Opening was a first keep-alive.
-    *expires = Instant::now() + ttl;
+    *expires = asked + ttl;
     loop {
         tokio::time::sleep(ttl / 3).await;
         let asked = Instant::now();
         if keeper.keep_alive().await.is_err() {
             return End::Lost;
         }
-        match tokio::time::timeout_at(*expires, answers.message()).await {
+        match tokio::time::timeout_at((*expires).min(asked + patience), answers.message()).await {
             Ok(Ok(Some(answer))) if answer.ttl() > 0 => *expires = asked + ttl,
             Ok(Ok(Some(_))) => return End::Gone,
             Ok(Err(error)) => return end(&error),

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use etcd_client::{Client, Event, EventType, WatchOptions};
+use etcd_client::{Client, Event, EventType, WatchOptions, WatchResponse};
 use tokio::sync::mpsc;
 
-use super::{TIMEOUT, entry, key, list, signed, unsigned};
+use super::{LARGEST_ANSWER, TIMEOUT, entry, key, list, revision, signed, unsigned};
 use crate::{Prefix, StoreError, WatchEvent};
 
-/// Pauses between two attempts grow from the one to the other.
+/// Pauses between two attempts are drawn from 0 to a limit that grows from the one to the other (full jitter).
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// etcd says where it stands at least this often when nothing happens; silence for twice as long is a lost peer.
@@ -48,7 +48,7 @@ pub(super) async fn follow(client: Client, prefix: Prefix, mut next: u64, events
             },
         }
         tokio::select! {
-            () = tokio::time::sleep(pause) => {}
+            () = tokio::time::sleep(pause.mul_f64(rand::random())) => {}
             () = events.closed() => return,
         }
         pause = (pause * 2).min(LONGEST_PAUSE);
@@ -61,7 +61,7 @@ async fn stream(client: &Client, prefix: Prefix, next: &mut u64, events: &mpsc::
         .with_prefix()
         .with_start_revision(signed(*next))
         .with_progress_notify();
-    let mut watcher = client.watch_client();
+    let mut watcher = client.watch_client().max_decoding_message_size(LARGEST_ANSWER);
     let created = tokio::time::timeout(TIMEOUT, watcher.watch(prefix.as_str(), Some(options))).await;
     let Ok(Ok(mut stream)) = created else {
         return End::Lost;
@@ -108,8 +108,17 @@ async fn stream(client: &Client, prefix: Prefix, next: &mut u64, events: &mpsc::
             .max()
         {
             *next = unsigned(last) + 1;
+        } else if let Some(reached) = progress_of(&response) {
+            *next = (*next).max(reached + 1);
         }
     }
+}
+
+/// The revision up to which etcd says, of its own accord, that everything was sent. What it answers to our own
+/// question (no watcher's id) is not it: before 3.4.25 and 3.5.8 that may overtake events.
+fn progress_of(response: &WatchResponse) -> Option<u64> {
+    let unasked = response.watch_id() >= 0 && !response.created() && response.events().is_empty();
+    unasked.then(|| revision(response.header()))
 }
 
 fn convert(event: &Event) -> Result<WatchEvent, StoreError> {
