@@ -22,6 +22,7 @@ mod observe;
 mod openai;
 mod pool;
 mod ports;
+mod readiness;
 mod relay;
 mod replies;
 mod routing;
@@ -84,5 +85,12 @@ impl Config {
     /// A port that is taken, an address of a control plane that cannot be used, or a state that cannot be read.
     pub async fn build(self) -> Result<Server, BuildError> {
         Server::bind(self).await
+    }
+}
+
+/// A gateway of the control plane on its default loopback port.
+impl Default for Config {
+    fn default() -> Self {
+        Self::new(["http://127.0.0.1:8090"])
     }
 }

@@ -110,7 +110,8 @@ impl Pool {
             .retain(|address, _| known.contains(address.as_str()));
     }
 
-    fn peer(&self, address: &str) -> Arc<Peer> {
+    /// The worker at `address`.
+    pub(crate) fn peer(&self, address: &str) -> Arc<Peer> {
         let mut peers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(peer) = peers.get(address) {
             return peer.clone();
@@ -172,6 +173,21 @@ impl Peer {
                 Err(error)
             }
         }
+    }
+
+    /// Whether it says that it takes requests.
+    pub(crate) async fn serves(&self) -> bool {
+        let probe = async {
+            let mut sender = self.sender().await.ok()?;
+            let uri = format!("http://{}/readyz", self.address);
+            let request = http::Request::get(uri).body(Full::default()).ok()?;
+            Some(sender.send_request(request).await.ok()?.status() == http::StatusCode::OK)
+        };
+        tokio::time::timeout(CONNECT_TIMEOUT, probe)
+            .await
+            .ok()
+            .flatten()
+            .unwrap_or(false)
     }
 
     fn is_cooling(&self) -> bool {

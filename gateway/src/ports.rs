@@ -10,7 +10,6 @@ use std::{
 
 use axum::{Json, Router, response::IntoResponse as _, response::Response};
 use http::{HeaderMap, StatusCode, header};
-use penstock_client::View;
 use penstock_telemetry::{
     Metrics,
     ops::{self, Health},
@@ -20,7 +19,12 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic_health::{ServingStatus, server::HealthReporter};
 
-use crate::{forward::Forwarder, grpc, listener, openai, sglang};
+use crate::{
+    forward::Forwarder,
+    grpc, listener, openai,
+    readiness::{self, Readiness},
+    sglang,
+};
 
 /// The service whose health is reported beside the whole server's (the empty name).
 const SERVICE: &str = "penstock.v1.Inference";
@@ -34,7 +38,7 @@ pub(crate) struct Ports {
     stop_ops: CancellationToken,
     main: JoinHandle<()>,
     ops: JoinHandle<()>,
-    health: JoinHandle<()>,
+    health: [JoinHandle<()>; 2],
     reporter: HealthReporter,
 }
 
@@ -48,13 +52,14 @@ impl Ports {
     ) -> Self {
         let (stop, stop_ops) = (CancellationToken::new(), CancellationToken::new());
         let draining = Arc::new(AtomicBool::new(false));
-        let (view, flag) = (forwarder.view.clone(), draining.clone());
+        let (readiness, watcher) = readiness::watch(forwarder.view.clone(), forwarder.pool.clone());
+        let (now, flag) = (readiness.clone(), draining.clone());
         let health = Health::new(move || match flag.load(Ordering::Relaxed) {
             true => Err("draining".into()),
-            false => ready(&view.borrow()),
+            false => now.borrow().map_err(str::to_owned),
         });
         let (reporter, health_service) = tonic_health::server::health_reporter();
-        let watcher = report(reporter.clone(), forwarder.view.clone());
+        let reporting = tokio::spawn(report(reporter.clone(), readiness));
         let router = Router::new()
             .merge(openai::router(forwarder.clone()))
             .merge(sglang::router(forwarder.clone()))
@@ -72,7 +77,7 @@ impl Ports {
                     tracing::error!(%error, "the operations port failed");
                 }
             }),
-            health: tokio::spawn(watcher),
+            health: [watcher, reporting],
             reporter,
             stop,
             stop_ops,
@@ -82,7 +87,7 @@ impl Ports {
     /// Takes no more connections, lets requests in flight finish for up to `limit`, then closes both ports.
     pub(crate) async fn drain(self, limit: Duration) {
         self.draining.store(true, Ordering::Relaxed);
-        self.health.abort();
+        self.health.iter().for_each(JoinHandle::abort);
         for service in ["", SERVICE] {
             self.reporter
                 .set_service_status(service, ServingStatus::NotServing)
@@ -102,26 +107,17 @@ async fn close(mut task: JoinHandle<()>, limit: Duration) {
     }
 }
 
-/// A gateway without a snapshot or without a worker can serve nobody.
-fn ready(view: &View) -> Result<(), String> {
-    match (&view.snapshot, view.endpoints.endpoints.is_empty()) {
-        (None, _) => Err("no snapshot yet".into()),
-        (Some(_), true) => Err("no worker yet".into()),
-        (Some(_), false) => Ok(()),
-    }
-}
-
 /// Tells grpc.health.v1 every change.
-async fn report(reporter: HealthReporter, mut view: watch::Receiver<Arc<View>>) {
+async fn report(reporter: HealthReporter, mut readiness: watch::Receiver<Readiness>) {
     loop {
-        let status = match ready(&view.borrow_and_update()) {
+        let status = match *readiness.borrow_and_update() {
             Ok(()) => ServingStatus::Serving,
             Err(_) => ServingStatus::NotServing,
         };
         for service in ["", SERVICE] {
             reporter.set_service_status(service, status).await;
         }
-        if view.changed().await.is_err() {
+        if readiness.changed().await.is_err() {
             return;
         }
     }
