@@ -15,7 +15,7 @@ const TASK_ELEMENTS: usize = 1 << 13;
 /// `gate_up` is not twice as long as `y`, or `width` does not divide `y`'s length.
 pub fn swiglu(cpu: Cpu, y: &mut [f32], gate_up: &[f32], width: usize) {
     assert!(
-        gate_up.len() == 2 * y.len() && width > 0 && y.len() % width == 0,
+        gate_up.len() == 2 * y.len() && width > 0 && y.len().is_multiple_of(width),
         "rows of gate and up"
     );
     let rows = y.len() / width;

@@ -4,6 +4,8 @@
 //! front to back. Each element of y is one chain of multiply-adds over k in ascending order, whatever m is and
 //! however the work is split: rows do not depend on each other, bit by bit.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod bf16;
 mod f32;
 

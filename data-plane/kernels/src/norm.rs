@@ -16,7 +16,7 @@ const TASK_ELEMENTS: usize = 1 << 14;
 pub fn rms_norm(cpu: Cpu, y: &mut [f32], x: &[f32], weight: &[f32], eps: f32) {
     let width = weight.len();
     assert!(
-        x.len() == y.len() && width > 0 && x.len() % width == 0,
+        x.len() == y.len() && width > 0 && x.len().is_multiple_of(width),
         "rows have the weight's width"
     );
     let y = SharedMut::new(y);
@@ -41,7 +41,10 @@ pub fn add_rms_norm(cpu: Cpu, y: &mut [f32], x: &mut [f32], delta: &[f32], weigh
         x.len() == y.len() && x.len() == delta.len(),
         "x, delta and y have one shape"
     );
-    assert!(width > 0 && x.len() % width == 0, "rows have the weight's width");
+    assert!(
+        width > 0 && x.len().is_multiple_of(width),
+        "rows have the weight's width"
+    );
     let rows = x.len() / width;
     let (x, y) = (SharedMut::new(x), SharedMut::new(y));
     cpu.pool.run_ranges(rows, TASK_ELEMENTS.div_ceil(width), &|rows| {

@@ -155,7 +155,7 @@ impl ModelConfig {
         let num_kv_heads = fields
             .optional_size("num_key_value_heads", MAX_DIMENSION)?
             .unwrap_or(num_heads);
-        if num_heads % num_kv_heads != 0 {
+        if !num_heads.is_multiple_of(num_kv_heads) {
             let problem = format!("is {num_kv_heads}, which does not divide the {num_heads} attention heads");
             return Err(fields.error("num_key_value_heads", problem));
         }
@@ -245,13 +245,13 @@ fn check_supported(fields: &Fields<'_>) -> Result<(), LoadError> {
 fn head_dim(fields: &Fields<'_>, hidden_size: usize, num_heads: usize) -> Result<usize, LoadError> {
     let head_dim = match fields.optional_size("head_dim", MAX_HEAD_DIM)? {
         Some(head_dim) => head_dim,
-        None if hidden_size % num_heads == 0 => hidden_size / num_heads,
+        None if hidden_size.is_multiple_of(num_heads) => hidden_size / num_heads,
         None => {
             let problem = format!("is {num_heads}, which does not divide the hidden size {hidden_size}");
             return Err(fields.error("num_attention_heads", problem));
         }
     };
-    if head_dim % 2 != 0 {
+    if !head_dim.is_multiple_of(2) {
         return Err(fields.error(
             "head_dim",
             format!("is {head_dim}; rotary embeddings need it even"),

@@ -46,8 +46,8 @@ impl Case {
         };
         case.cache = vec![f32::NAN; cache_shape.elements()];
         let filled = reference::round_bf16(&reference::noise(seed ^ 1, cache_shape.elements()));
-        for sequence in 0..lengths.len() {
-            for position in 0..lengths[sequence].1 {
+        for (sequence, &(_, context)) in lengths.iter().enumerate() {
+            for position in 0..context {
                 for (head, dim) in
                     (0..qkv.kv_heads).flat_map(|head| (0..qkv.head_dim).map(move |dim| (head, dim)))
                 {

@@ -14,9 +14,9 @@ use crate::{
 };
 
 /// k of a block.
-const BLOCK: usize = 32;
+pub(super) const BLOCK: usize = 32;
 /// Elements of a tile: 16 pairs of k, 16 columns.
-const TILE: usize = 512;
+pub(super) const TILE: usize = 512;
 /// Rows of x that stay in the second-level cache while the panels of a task pass by.
 const ROW_BLOCK: usize = 128;
 
@@ -44,6 +44,15 @@ pub(super) fn read_row(panels: &[u16], index: usize, row: &mut [f32]) {
 }
 
 pub(super) fn forward(cpu: Cpu, panels: &[u16], x: &[f32], call: &Call<'_>) {
+    #[cfg(target_arch = "x86_64")]
+    if cpu.isa.level() == crate::isa::Level::Amx {
+        // SAFETY: an Isa of this level exists only where the machine has AVX-512 with BF16 and usable tiles.
+        return unsafe { super::amx::forward(cpu, panels, x, call) };
+    }
+    forward_in_lanes(cpu, panels, x, call);
+}
+
+fn forward_in_lanes(cpu: Cpu, panels: &[u16], x: &[f32], call: &Call<'_>) {
     thread_local! {
         /// The rounded input of a call, kept between calls.
         static ROUNDED: RefCell<Buffer<f32>> = RefCell::new(Buffer::zeroed(0));

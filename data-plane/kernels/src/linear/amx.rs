@@ -1,0 +1,346 @@
+//! bf16 panels times rows in AMX tiles (Intel Architecture Instruction Set Extensions, chapter 3). Rust has no stable
+//! intrinsics for tiles, hence the assembly. No compiled code touches tile registers, so they keep their content from
+//! one block of assembly to the next.
+//!
+//! A panel of 32 columns meets 32 rows of x in four tiles of sums: each tile that is loaded is used twice. Rows go
+//! by in blocks of 256, whose packed x stays in the second-level cache while the task's panels pass, and k in blocks
+//! of 512, of which a panel's share stays in the first-level cache while the rows pass.
+
+use std::{arch::asm, arch::x86_64::*, cell::RefCell, ops::Range};
+
+use super::{
+    Call, PANEL,
+    bf16::{self, BLOCK, TILE},
+};
+use crate::{Cpu, buffer::Buffer, shared::SharedMut};
+
+/// Rows of a pair of tiles.
+const ROWS: usize = 32;
+/// Rows that stay in the second-level cache.
+const ROW_BLOCK: usize = 256;
+/// k that stays in the first-level cache, in blocks of 32.
+const K_BLOCKS: usize = 16;
+/// Sums of 32 rows and a panel: four tiles of 16 by 16.
+const SUMS: usize = ROWS * PANEL;
+/// Elements of x that are worth packing in a task of their own.
+const PACK_ELEMENTS: usize = 1 << 16;
+
+/// What `ldtilecfg` takes.
+#[repr(C, align(64))]
+struct TileConfig {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    row_bytes: [u16; 16],
+    rows: [u8; 16],
+}
+
+/// Eight tiles of 16 rows of 64 bytes for as long as it lives; then whatever this thread had before. Other users of
+/// tiles (candle is one) remember that a thread is configured, and would fault or compute nonsense if it were not.
+struct Tiles {
+    before: TileConfig,
+}
+
+thread_local! {
+    /// The packed x of a call, which the caller's tasks share.
+    static PACKED: RefCell<Buffer<u16>> = RefCell::new(Buffer::zeroed(0));
+    /// Sums of a block of rows and a panel.
+    static SUMS_OF_BLOCK: RefCell<Buffer<f32>> = RefCell::new(Buffer::zeroed(ROW_BLOCK / ROWS * SUMS));
+}
+
+/// # Safety
+/// This machine has AVX-512 with BF16 and usable AMX tiles.
+pub(super) unsafe fn forward(cpu: Cpu, panels: &[u16], x: &[f32], call: &Call<'_>) {
+    let inputs = call.linear.inputs;
+    let k = bf16::padded(inputs);
+    let groups = call.rows.div_ceil(ROWS);
+    PACKED.with_borrow_mut(|buffer| {
+        let packed = SharedMut::new(buffer.at_least(groups * ROWS * k));
+        cpu.pool
+            .run_ranges(groups, PACK_ELEMENTS.div_ceil(ROWS * k), &|range| {
+                for group in range {
+                    let rows = ROWS.min(call.rows - group * ROWS);
+                    // SAFETY: every group of rows is packed by one task; the machine has AVX-512 with BF16.
+                    unsafe {
+                        let to = packed.part(group * ROWS * k, ROWS * k);
+                        pack_rows(&x[group * ROWS * inputs..][..rows * inputs], inputs, to);
+                    }
+                }
+            });
+        // SAFETY: the regions that wrote are over.
+        let packed = unsafe { packed.part(0, groups * ROWS * k) };
+        // SAFETY: `packed` holds whole groups of rows of k, `panels` panels of k; the machine has tiles.
+        call.for_panels(cpu, &|range| unsafe { multiply(panels, packed, k, call, range) });
+    });
+}
+
+/// Rounds up to 32 rows into pairs of tiles: `[k / 32][2][16][32]`. What lies beyond the rows is left as it is: those
+/// sums are not read.
+///
+/// # Safety
+/// AVX-512 with BF16.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+unsafe fn pack_rows(x: &[f32], inputs: usize, to: &mut [u16]) {
+    for (row, x) in x.chunks_exact(inputs).enumerate() {
+        for (block, x) in x.chunks(BLOCK).enumerate() {
+            let to = &mut to[(block * 2 + row / 16) * TILE + row % 16 * BLOCK..][..BLOCK];
+            let mut padded = [0.0; BLOCK];
+            let from = if x.len() == BLOCK {
+                x
+            } else {
+                padded[..x.len()].copy_from_slice(x);
+                &padded
+            };
+            // SAFETY: both slices are 32 long, and the vector type is as long as what it is cast from.
+            unsafe {
+                let (low, high) = (
+                    _mm512_loadu_ps(from.as_ptr()),
+                    _mm512_loadu_ps(from.as_ptr().add(16)),
+                );
+                let rounded: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(high, low));
+                _mm512_storeu_si512(to.as_mut_ptr().cast(), rounded);
+            }
+        }
+    }
+}
+
+/// # Safety
+/// The machine has tiles; `x` holds groups of 32 rows of k, `panels` panels of k; no other thread writes these panels
+/// of y.
+unsafe fn multiply(panels: &[u16], x: &[u16], k: usize, call: &Call<'_>, range: Range<usize>) {
+    SUMS_OF_BLOCK.with_borrow_mut(|sums| {
+        // SAFETY: the machine has tiles.
+        let _tiles = unsafe { Tiles::configure() };
+        for first in (0..call.rows).step_by(ROW_BLOCK) {
+            let rows = ROW_BLOCK.min(call.rows - first);
+            let x = &x[first * k..][..rows.next_multiple_of(ROWS) * k];
+            for panel in range.clone() {
+                let weights = &panels[panel * PANEL * k..][..PANEL * k];
+                // SAFETY: x has whole groups of 32 rows, weights a panel, sums room for 256 rows.
+                unsafe { sum_panel(weights, x, k, rows, sums) };
+                for row in 0..rows {
+                    let tile = &sums[row / ROWS * SUMS + row % ROWS / 16 * 512 + row % 16 * 16..];
+                    let mut values = [0.0; PANEL];
+                    values[..16].copy_from_slice(&tile[..16]);
+                    values[16..].copy_from_slice(&tile[256..272]);
+                    // SAFETY: this task owns the panel.
+                    unsafe { call.write(first + row, panel, &values) };
+                }
+            }
+        }
+    });
+}
+
+/// # Safety
+/// The machine has tiles and this thread has configured them; `x` holds `rows` rows of k in groups of 32, `weights` a
+/// panel, and `sums` has room for the groups.
+unsafe fn sum_panel(weights: &[u16], x: &[u16], k: usize, rows: usize, sums: &mut [f32]) {
+    let blocks = k / BLOCK;
+    // With one group of rows nothing is read twice, so there is nothing to keep in a cache.
+    let step = if rows <= ROWS { blocks } else { K_BLOCKS };
+    for first in (0..blocks).step_by(step) {
+        let count = step.min(blocks - first);
+        for group in 0..rows.div_ceil(ROWS) {
+            let two = rows - group * ROWS > 16;
+            // SAFETY: the caller's promises; blocks and groups stay below what the slices hold.
+            unsafe {
+                let x = x.as_ptr().add((group * blocks + first) * 2 * TILE);
+                let weights = weights.as_ptr().add(first * 2 * TILE);
+                let sums = sums.as_mut_ptr().add(group * SUMS);
+                if two {
+                    sum_two(count, x, weights, sums, first == 0);
+                } else {
+                    sum_one(count, x, weights, sums, first == 0);
+                }
+            }
+        }
+    }
+}
+
+/// 32 rows: four tiles of sums.
+///
+/// # Safety
+/// As [`sum_panel`], for `count` blocks of k at `x` and `weights` and four tiles at `sums`.
+unsafe fn sum_two(count: usize, x: *const u16, weights: *const u16, sums: *mut f32, fresh: bool) {
+    // SAFETY: the caller's promises; tiles 0 to 7 are free for use while configured.
+    unsafe {
+        if fresh {
+            asm!(
+                "tilezero tmm0",
+                "tilezero tmm1",
+                "tilezero tmm2",
+                "tilezero tmm3",
+                options(nomem, nostack)
+            );
+        } else {
+            asm!(
+                "tileloadd tmm0, [{sums} + {stride}*1]",
+                "tileloadd tmm1, [{sums} + {stride}*1 + 1024]",
+                "tileloadd tmm2, [{sums} + {stride}*1 + 2048]",
+                "tileloadd tmm3, [{sums} + {stride}*1 + 3072]",
+                sums = in(reg) sums, stride = in(reg) 64_usize, options(nostack)
+            );
+        }
+        asm!(
+            "2:",
+            "tileloadd tmm4, [{x} + {stride}*1]",
+            "tileloadd tmm6, [{weights} + {stride}*1]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tileloadd tmm7, [{weights} + {stride}*1 + 1024]",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tileloadd tmm5, [{x} + {stride}*1 + 1024]",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            // The rows two blocks ahead, half of their lines: the hardware fetches the neighbours.
+            "prefetcht0 [{x} + 4096]",
+            "prefetcht0 [{x} + 4160]",
+            "prefetcht0 [{x} + 4224]",
+            "prefetcht0 [{x} + 4288]",
+            "prefetcht0 [{x} + 4352]",
+            "prefetcht0 [{x} + 4416]",
+            "prefetcht0 [{x} + 4480]",
+            "prefetcht0 [{x} + 4544]",
+            "add {x}, 2048",
+            "add {weights}, 2048",
+            "dec {count}",
+            "jnz 2b",
+            "tilestored [{sums} + {stride}*1], tmm0",
+            "tilestored [{sums} + {stride}*1 + 1024], tmm1",
+            "tilestored [{sums} + {stride}*1 + 2048], tmm2",
+            "tilestored [{sums} + {stride}*1 + 3072], tmm3",
+            x = inout(reg) x => _, weights = inout(reg) weights => _, count = inout(reg) count => _,
+            sums = in(reg) sums, stride = in(reg) 64_usize, options(nostack)
+        );
+    }
+}
+
+/// Up to 16 rows: two tiles of sums.
+///
+/// # Safety
+/// As [`sum_two`], for two tiles at `sums`.
+unsafe fn sum_one(count: usize, x: *const u16, weights: *const u16, sums: *mut f32, fresh: bool) {
+    // SAFETY: the caller's promises; tiles 0 to 7 are free for use while configured.
+    unsafe {
+        if fresh {
+            asm!("tilezero tmm0", "tilezero tmm1", options(nomem, nostack));
+        } else {
+            asm!(
+                "tileloadd tmm0, [{sums} + {stride}*1]",
+                "tileloadd tmm1, [{sums} + {stride}*1 + 1024]",
+                sums = in(reg) sums, stride = in(reg) 64_usize, options(nostack)
+            );
+        }
+        asm!(
+            "2:",
+            "tileloadd tmm4, [{x} + {stride}*1]",
+            "tileloadd tmm6, [{weights} + {stride}*1]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tileloadd tmm7, [{weights} + {stride}*1 + 1024]",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            // Weights stream from memory: keep a few kilobytes under way.
+            "prefetcht1 [{weights} + 8192]",
+            "prefetcht1 [{weights} + 8704]",
+            "prefetcht1 [{weights} + 9216]",
+            "prefetcht1 [{weights} + 9728]",
+            "add {x}, 2048",
+            "add {weights}, 2048",
+            "dec {count}",
+            "jnz 2b",
+            "tilestored [{sums} + {stride}*1], tmm0",
+            "tilestored [{sums} + {stride}*1 + 1024], tmm1",
+            x = inout(reg) x => _, weights = inout(reg) weights => _, count = inout(reg) count => _,
+            sums = in(reg) sums, stride = in(reg) 64_usize, options(nostack)
+        );
+    }
+}
+
+// === impl TileConfig ===
+
+impl TileConfig {
+    const UNCONFIGURED: Self = Self {
+        palette: 0,
+        start_row: 0,
+        reserved: [0; 14],
+        row_bytes: [0; 16],
+        rows: [0; 16],
+    };
+
+    const FULL: Self = {
+        let mut config = Self {
+            palette: 1,
+            ..Self::UNCONFIGURED
+        };
+        let mut tile = 0;
+        while tile < 8 {
+            config.row_bytes[tile] = 64;
+            config.rows[tile] = 16;
+            tile += 1;
+        }
+        config
+    };
+}
+
+// === impl Tiles ===
+
+impl Tiles {
+    /// # Safety
+    /// The machine has tiles that this process may use.
+    unsafe fn configure() -> Self {
+        let mut before = TileConfig::UNCONFIGURED;
+        // SAFETY: both configurations are 64 bytes, aligned to 64; ours is valid for palette 1.
+        unsafe {
+            asm!("sttilecfg [{}]", in(reg) &raw mut before, options(nostack));
+            asm!("ldtilecfg [{}]", in(reg) &TileConfig::FULL, options(nostack));
+        }
+        Self { before }
+    }
+}
+
+impl Drop for Tiles {
+    fn drop(&mut self) {
+        // SAFETY: the configuration is what the processor stored before.
+        unsafe {
+            if self.before.palette == 0 {
+                asm!("tilerelease", options(nomem, nostack));
+            } else {
+                asm!("ldtilecfg [{}]", in(reg) &raw const self.before, options(nostack));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::isa::Level;
+
+    #[test]
+    fn a_thread_keeps_the_tiles_that_it_had() {
+        let cpu = Cpu::detect();
+        if cpu.isa.level() != Level::Amx {
+            return;
+        }
+        let stored = || {
+            let mut config = TileConfig::UNCONFIGURED;
+            // SAFETY: the machine has tiles; the configuration is 64 bytes, aligned to 64.
+            unsafe { asm!("sttilecfg [{}]", in(reg) &raw mut config, options(nostack)) };
+            (config.palette, config.row_bytes, config.rows)
+        };
+        let mut other = TileConfig::FULL;
+        other.rows[3] = 5;
+        // SAFETY: as above; the configuration is valid for palette 1.
+        unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const other, options(nostack)) };
+        let before = stored();
+        assert_eq!(before.2[3], 5);
+        let linear =
+            super::super::Linear::pack(cpu, super::super::Element::Bf16, 64, 64, &|_, row| row.fill(1.0));
+        let mut y = vec![0.0; 64];
+        linear.forward(cpu, &mut y, &[1.0; 64], None);
+        assert_eq!(y, [64.0; 64]);
+        assert_eq!(stored(), before);
+        // SAFETY: the machine has tiles.
+        unsafe { asm!("tilerelease", options(nomem, nostack)) };
+        linear.forward(cpu, &mut y, &[1.0; 64], None);
+        assert_eq!(stored().0, 0);
+    }
+}
