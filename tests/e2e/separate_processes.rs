@@ -1,5 +1,7 @@
 //! The same system as separate processes over a real etcd.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use anyhow::Result;
 use penstock_tests::{Client, Cluster, chat, connect, demo, eventually, generate, get, revisions_by_user};
 use std::{

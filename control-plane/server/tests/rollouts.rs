@@ -1,5 +1,7 @@
 //! The control plane over the embedded store, with real gRPC clients: operators and gateways.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::{sync::Arc, time::Duration};
 
 use control_plane::Config;

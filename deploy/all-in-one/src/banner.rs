@@ -32,7 +32,11 @@ impl Banner<'_> {
     fn write(&self, out: &mut String) -> std::fmt::Result {
         let workers: Vec<String> = self.workers.iter().map(ToString::to_string).collect();
         writeln!(out, "\nPenstock is up.\n")?;
-        writeln!(out, "  gateway        http://{}   gRPC and OpenAI HTTP; operations on {}", self.gateway, self.gateway_ops)?;
+        writeln!(
+            out,
+            "  gateway        http://{}   gRPC and OpenAI HTTP; operations on {}",
+            self.gateway, self.gateway_ops
+        )?;
         writeln!(out, "  control plane  http://{}   gRPC", self.control_plane)?;
         writeln!(out, "  workers        {}", workers.join(", "))?;
         writeln!(out, "  serving        {}", self.revisions.join(", "))?;
@@ -40,18 +44,36 @@ impl Banner<'_> {
             writeln!(out, "  rollout        {rollout}")?;
         }
         writeln!(out, "  state          {}", self.data_dir.display())?;
-        let model = self.revisions.first().and_then(|r| r.split('@').next()).unwrap_or("demo");
+        let model = self
+            .revisions
+            .first()
+            .and_then(|r| r.split('@').next())
+            .unwrap_or("demo");
         writeln!(out, "\nTry, from another terminal:\n")?;
-        writeln!(out, "  curl http://{}/v1/chat/completions -H 'content-type: application/json' \\", self.gateway)?;
+        writeln!(
+            out,
+            "  curl http://{}/v1/chat/completions -H 'content-type: application/json' \\",
+            self.gateway
+        )?;
         writeln!(
             out,
             "    -d '{{\"model\": \"{model}\", \"messages\": [{{\"role\": \"user\", \"content\": \"地球的周长是多少?\"}}]}}'"
         )?;
         let ctl = format!("{} ctl", self.program);
-        let gateway = if self.explicit { format!(" --gateway http://{}", self.gateway) } else { String::new() };
-        let control_plane =
-            if self.explicit { format!(" --control-plane http://{}", self.control_plane) } else { String::new() };
-        writeln!(out, "  {ctl} generate{gateway} 'How long is the equator?'      # gRPC Generate")?;
+        let gateway = if self.explicit {
+            format!(" --gateway http://{}", self.gateway)
+        } else {
+            String::new()
+        };
+        let control_plane = if self.explicit {
+            format!(" --control-plane http://{}", self.control_plane)
+        } else {
+            String::new()
+        };
+        writeln!(
+            out,
+            "  {ctl} generate{gateway} 'How long is the equator?'      # gRPC Generate"
+        )?;
         writeln!(out, "  {ctl} rollout set --canary 5%{control_plane}")?;
         writeln!(out, "\nCtrl-C drains and stops.")
     }
@@ -74,7 +96,15 @@ mod tests {
             program: "./penstock".into(),
             explicit,
         };
-        assert!(banner(false).render().contains("./penstock ctl rollout set --canary 5%\n"));
-        assert!(banner(true).render().contains("--canary 5% --control-plane http://127.0.0.1:8090\n"));
+        assert!(
+            banner(false)
+                .render()
+                .contains("./penstock ctl rollout set --canary 5%\n")
+        );
+        assert!(
+            banner(true)
+                .render()
+                .contains("--canary 5% --control-plane http://127.0.0.1:8090\n")
+        );
     }
 }

@@ -1,6 +1,8 @@
 //! The bundled demo model: embedded in the binary, so that the quick start needs no other file.
 
 use anyhow::{Context as _, Result};
+use penstock_client::{AdminClient, AdminError, v1};
+use penstock_plan::Ppm;
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -38,6 +40,33 @@ pub(crate) fn unpack(data_dir: &Path) -> Result<PathBuf> {
         }
     }
     Ok(root)
+}
+
+/// The demo's rollout in words; created with v1 stable and v2 at 0 % if there is none yet.
+pub(crate) async fn rollout(admin: &AdminClient) -> Result<String, AdminError> {
+    let status = match admin.get_rollout(MODEL).await {
+        Ok(status) => status,
+        Err(error) if matches!(error, AdminError::NotFound(_)) => {
+            admin
+                .create_rollout(v1::CreateRolloutRequest {
+                    model: MODEL.into(),
+                    stable: SERVED[0].into(),
+                    canary: SERVED[1].into(),
+                    canary_ppm: Some(0),
+                    actor: "quick start".into(),
+                    ..v1::CreateRolloutRequest::default()
+                })
+                .await?;
+            admin.get_rollout(MODEL).await?
+        }
+        Err(error) => return Err(error),
+    };
+    let rollout = status.rollout.unwrap_or_default();
+    let share = Ppm::new(rollout.canary_ppm).unwrap_or_default();
+    Ok(format!(
+        "{MODEL}: stable {}, canary {} at {share}",
+        rollout.stable, rollout.canary
+    ))
 }
 
 fn write(path: &Path, content: &[u8]) -> Result<()> {
