@@ -8,6 +8,17 @@
 //! by bit, and not on how many other rows there are or how work is split over threads. So a reply does not depend
 //! on what it is batched with, nor on how its prompt was cut into chunks.
 //!
+//! ```
+//! use penstock_kernels::{Cpu, Element, Linear};
+//!
+//! let cpu = Cpu::detect();
+//! let weights = [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]];
+//! let linear = Linear::pack(cpu, Element::F32, 3, 2, &|row, to| to.copy_from_slice(&weights[row]));
+//! let mut y = [0.0; 3];
+//! linear.forward(cpu, &mut y, &[1.0, -1.0], None);
+//! assert_eq!(y, [-1.0, -1.0, -1.0]);
+//! ```
+//!
 //! The crate refuses to know models, checkpoints and scheduling; it takes slices.
 
 mod activation;

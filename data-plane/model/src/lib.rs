@@ -10,6 +10,21 @@
 //!                                                   KvCache ◀────────────┘
 //! ```
 //!
+//! ```no_run
+//! use penstock_model::{Batch, CacheLayout, Device, LoadOptions, Model};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let cache = CacheLayout { page_size: 16, num_pages: 64 };
+//! let options = LoadOptions { dtype: None, cache, device: Device::Cpu, progress: &|_| {} };
+//! let mut model = Model::load("checkpoint".as_ref(), options)?;
+//! let (mut batch, mut logits) = (Batch::default(), Vec::new());
+//! batch.push(&[5, 6, 7], 0, &[0], true); // a prompt of three tokens, whose KV goes to page 0
+//! model.forward(&batch, &mut logits)?;
+//! assert_eq!(logits.len(), model.config().vocab_size);
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! It refuses to know scheduling (who gets which page), sampling and text. A broken checkpoint is an error that
 //! names the file, the tensor or the field, never a panic.
 

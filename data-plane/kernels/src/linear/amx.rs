@@ -118,17 +118,27 @@ unsafe fn multiply(panels: &[u16], x: &[u16], k: usize, call: &Call<'_>, range: 
                 let weights = &panels[panel * PANEL * k..][..PANEL * k];
                 // SAFETY: x has whole groups of 32 rows, weights a panel, sums room for 256 rows.
                 unsafe { sum_panel(weights, x, k, rows, sums) };
-                for row in 0..rows {
-                    let tile = &sums[row / ROWS * SUMS + row % ROWS / 16 * 512 + row % 16 * 16..];
-                    let mut values = [0.0; PANEL];
-                    values[..16].copy_from_slice(&tile[..16]);
-                    values[16..].copy_from_slice(&tile[256..272]);
-                    // SAFETY: this task owns the panel.
-                    unsafe { call.write(first + row, panel, &values) };
-                }
+                // SAFETY: this task owns the panel; the machine has AVX-512.
+                unsafe { write_panel(sums, call, first, rows, panel) };
             }
         }
     });
+}
+
+/// Writes the sums of `rows` rows from `first` on.
+///
+/// # Safety
+/// AVX-512; no other thread writes these rows of this panel.
+#[target_feature(enable = "avx512f")]
+unsafe fn write_panel(sums: &[f32], call: &Call<'_>, first: usize, rows: usize, panel: usize) {
+    for row in 0..rows {
+        let tile = &sums[row / ROWS * SUMS + row % ROWS / 16 * 512 + row % 16 * 16..][..272];
+        let mut values = [0.0; PANEL];
+        values[..16].copy_from_slice(&tile[..16]);
+        values[16..].copy_from_slice(&tile[256..]);
+        // SAFETY: the caller's promise.
+        unsafe { call.write(first + row, panel, &values) };
+    }
 }
 
 /// # Safety
