@@ -3,10 +3,11 @@
 use std::{sync::atomic::Ordering, time::Duration};
 
 use penstock_proto::v1;
-use tonic::{Code, Request, Status};
+use tonic::{Code, Status};
 
 use crate::support::{
-    Behaviour, Client, TestGateway, TestWorker, endpoint, eventually, generate, prompt, view, with,
+    Behaviour, Client, TestGateway, TestWorker, endpoint, eventually, generate, prompt, raw_generate, view,
+    with,
 };
 
 async fn one(behaviour: Behaviour) -> (TestWorker, TestGateway, Client) {
@@ -296,13 +297,8 @@ async fn a_client_that_leaves_ends_the_workers_stream() {
 #[tokio::test]
 async fn the_deadline_holds_before_and_in_the_reply_and_goes_on_to_the_worker() {
     for behaviour in [Behaviour::Hang, Behaviour::Silent] {
-        let (worker, _gateway, mut client) = one(behaviour).await;
-        let mut request = Request::new(prompt("demo"));
-        // Not set_timeout: then the client would end the call itself.
-        request
-            .metadata_mut()
-            .insert("grpc-timeout", "150m".parse().unwrap());
-        let status = generate(&mut client, request).await.unwrap_err();
+        let (worker, gateway, _client) = one(behaviour).await;
+        let status = raw_generate(gateway.address, "150m").await;
         assert_eq!(status.code(), Code::DeadlineExceeded, "{status}");
         assert!(worker.last().0.get("grpc-timeout").is_some());
         eventually("the worker's stream is dropped", async || {

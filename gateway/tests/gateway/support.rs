@@ -366,6 +366,26 @@ pub(crate) async fn generate(
     Ok((metadata, chunks))
 }
 
+/// Asks without tonic's client, which would end the call itself when its time is up. Returns the final status.
+pub(crate) async fn raw_generate(address: SocketAddr, timeout: &str) -> Status {
+    let client = HttpClient::builder(TokioExecutor::new())
+        .http2_only(true)
+        .build_http::<Full<bytes::Bytes>>();
+    let message = prompt("demo").encode_to_vec();
+    let length = u32::try_from(message.len()).unwrap().to_be_bytes();
+    let framed = [&[0][..], &length, &message].concat();
+    let request = http::Request::post(format!("http://{address}/penstock.v1.Inference/Generate"))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .header("grpc-timeout", timeout)
+        .body(Full::new(framed.into()))
+        .unwrap();
+    let (parts, body) = client.request(request).await.unwrap().into_parts();
+    let trailers = body.collect().await.unwrap().trailers().cloned();
+    let at_once = Status::from_header_map(&parts.headers);
+    at_once.unwrap_or_else(|| Status::from_header_map(&trailers.unwrap()).unwrap())
+}
+
 /// An HTTP reply, read to its end.
 pub(crate) struct HttpReply {
     pub(crate) status: u16,
