@@ -43,9 +43,9 @@ async fn tokenize(State(forwarder): State<Forwarder>, request: Request<Body>) ->
 }
 
 async fn list_models(State(forwarder): State<Forwarder>, request: Request<Body>) -> Response {
-    match checked(request.headers()) {
-        Ok(()) => answer(&models(&forwarder.view())),
-        Err(response) => response,
+    match is_grpc(request.headers()) {
+        true => answer(&models(&forwarder.view())),
+        false => not_grpc(),
     }
 }
 
@@ -55,8 +55,8 @@ async fn pass(
     operation: &'static str,
     request: Request<Body>,
 ) -> Response {
-    if let Err(response) = checked(request.headers()) {
-        return response;
+    if !is_grpc(request.headers()) {
+        return not_grpc();
     }
     let (parts, body) = request.into_parts();
     let headers = parts.headers;
@@ -128,19 +128,17 @@ fn answer(message: &impl prost::Message) -> Response {
     response
 }
 
-/// Whoever does not speak gRPC is told so in HTTP.
-fn checked(headers: &HeaderMap) -> Result<(), Response> {
+fn is_grpc(headers: &HeaderMap) -> bool {
     let kind = headers
         .get(header::CONTENT_TYPE)
         .map_or(&b""[..], HeaderValue::as_bytes);
-    match kind.starts_with(b"application/grpc") && !kind.starts_with(b"application/grpc-web") {
-        true => Ok(()),
-        false => Err((
-            http::StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            "this is a gRPC method: content-type must be application/grpc\n",
-        )
-            .into_response()),
-    }
+    kind.starts_with(b"application/grpc") && !kind.starts_with(b"application/grpc-web")
+}
+
+/// Whoever does not speak gRPC is told so in HTTP.
+fn not_grpc() -> Response {
+    let message = "this is a gRPC method: content-type must be application/grpc\n";
+    (http::StatusCode::UNSUPPORTED_MEDIA_TYPE, message).into_response()
 }
 
 /// Models and revisions of the view.

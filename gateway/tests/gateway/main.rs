@@ -1,5 +1,8 @@
 //! The gateway in this process, in front of workers whose behaviour the tests choose.
 
+// The lint knows tests by their attribute; their helpers have none.
+#![allow(clippy::unwrap_used)]
+
 mod grpc;
 mod http_api;
 mod process;
