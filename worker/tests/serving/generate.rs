@@ -371,7 +371,10 @@ async fn a_dropped_stream_frees_its_place_and_its_pages() {
         .unwrap()
         .into_inner();
     stream.next().await.unwrap().unwrap();
-    assert_eq!(metric(&running, "penstock_engine_running").await, 1.0);
+    eventually("the sequence runs", || async {
+        metric(&running, "penstock_engine_running").await == 1.0
+    })
+    .await;
     drop(stream);
     eventually("the sequence ends", || async {
         metric(&running, "penstock_engine_running").await == 0.0
