@@ -37,7 +37,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         model.device(),
         start.elapsed().as_secs_f64()
     );
-    for len in [128, 512, 2048] {
+    let context = model.config().max_position_embeddings;
+    for len in [128, 512, 2048].into_iter().filter(|&len| len <= context) {
         let seconds = best(|| prefill(&mut model, len))?;
         println!("prefill {len:>5}: {:>8.1} tokens/s", len as f64 / seconds);
     }

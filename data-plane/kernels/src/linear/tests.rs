@@ -91,3 +91,29 @@ fn many_rows_and_panels_in_parallel_agree_with_the_reference() {
         }
     }
 }
+
+#[test]
+fn callers_on_several_threads_get_what_each_gets_alone() {
+    let (m, n, k) = (40, 320, 256);
+    let weights = reference::noise(1, n * k);
+    for element in [Element::F32, Element::Bf16] {
+        let cpu = Cpu::detect();
+        let linear = packed(cpu, element, &weights, n, k);
+        let call = |seed: u64| {
+            let mut y = vec![f32::NAN; m * n];
+            linear.forward(cpu, &mut y, &reference::noise(seed, m * k), None);
+            y
+        };
+        let alone: Vec<_> = (0..4).map(call).collect();
+        std::thread::scope(|scope| {
+            for (seed, alone) in (0..).zip(&alone) {
+                let call = &call;
+                scope.spawn(move || {
+                    for _ in 0..20 {
+                        assert_eq!(&call(seed), alone);
+                    }
+                });
+            }
+        });
+    }
+}
