@@ -16,8 +16,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    CommitError, Entry, Key, Lease, LeaseId, Listing, Operation, Precondition, Prefix, Store, StoreError,
-    Transaction, WatchStream, lease::Revoke,
+    CommitError, Entry, Key, KeyError, Lease, LeaseId, Listing, Operation, Precondition, Prefix, Store,
+    StoreError, Transaction, WatchStream, lease::Revoke,
 };
 
 mod keep_alive;
@@ -289,7 +289,10 @@ fn entry(kv: &KeyValue) -> Result<Entry, StoreError> {
 }
 
 fn key(kv: &KeyValue) -> Result<Key, StoreError> {
-    Ok(String::from_utf8_lossy(kv.key()).parse()?)
+    match std::str::from_utf8(kv.key()) {
+        Ok(text) => Ok(text.parse()?),
+        Err(_) => Err(KeyError(String::from_utf8_lossy(kv.key()).into_owned()).into()),
+    }
 }
 
 fn revision(header: Option<&ResponseHeader>) -> u64 {

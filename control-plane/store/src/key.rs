@@ -54,7 +54,7 @@ pub enum Prefix {
 /// A key that is none of ours.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a key of Penstock")]
-pub struct KeyError(String);
+pub struct KeyError(pub(crate) String);
 
 // === impl Prefix ===
 

@@ -1,6 +1,10 @@
 //! The redb file behind the embedded store.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::BTreeMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
+};
 
 use bytes::Bytes;
 use redb::{Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, TableDefinition, TableError};
@@ -32,13 +36,17 @@ impl Disk {
             path: path.clone(),
             reason,
         };
-        let database = Database::create(&path).map_err(|error| match error {
-            DatabaseError::DatabaseAlreadyOpen => OpenError::Locked(directory.to_owned()),
-            other => unreadable(other.to_string()),
-        })?;
-        let disk = Self(database);
-        let (revision, entries) = disk.read().map_err(|error| unreadable(error.to_string()))?;
-        Ok((disk, revision, entries))
+        let open = || {
+            let database = Database::create(&path).map_err(|error| match error {
+                DatabaseError::DatabaseAlreadyOpen => OpenError::Locked(directory.to_owned()),
+                other => unreadable(other.to_string()),
+            })?;
+            let disk = Self(database);
+            let (revision, entries) = disk.read().map_err(|error| unreadable(error.to_string()))?;
+            Ok((disk, revision, entries))
+        };
+        // redb takes for granted that its pages are whole: some damage makes it panic. Nothing outlives that.
+        catch_unwind(AssertUnwindSafe(open)).unwrap_or_else(|_| Err(unreadable("it is damaged".into())))
     }
 
     fn read(&self) -> Result<(u64, BTreeMap<String, Entry>), Box<dyn std::error::Error>> {
