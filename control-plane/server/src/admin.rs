@@ -1,32 +1,31 @@
 //! The Admin service: every change is one compare-and-swap together with its audit record.
 
-use std::{pin::Pin, sync::Arc};
+use std::{sync::Arc, time::Duration};
 
 use penstock_plan::{Change, CreateRollout, Ppm, Rollout, RolloutError, Sticky};
-use penstock_proto::{
-    convert,
-    v1::{self, admin_server::Admin},
-};
+use penstock_proto::{convert, v1};
 use penstock_store::{CommitError, Key, Precondition, Store, StoreError, Transaction};
 use penstock_telemetry::{instruments::ControlPlaneMetrics, propagation};
 use tokio::sync::mpsc;
-use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{Request, Response, Status, metadata::MetadataMap};
+use tonic::{Response, Status, metadata::MetadataMap};
 use tracing::Instrument as _;
 
 use crate::{
     audit::Record,
     controller::{fence, put_rollout},
     gateways::Gateways,
-    leader::Leadership,
+    leader::{Leadership, Speaking},
     now_ms, status,
-    sync::not_leading,
     world::{Stored, World},
 };
 
+mod service;
+
 /// A change that names no revision of the store is tried again after a lost race so many times.
 const ATTEMPTS: usize = 5;
+/// A status is looked at this often even if nothing is heard.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Statuses on their way to one watcher.
 const IN_FLIGHT: usize = 4;
 
@@ -37,6 +36,7 @@ pub(crate) struct AdminService {
     pub(crate) world: Arc<World>,
     pub(crate) gateways: Arc<Gateways>,
     pub(crate) leadership: Leadership,
+    pub(crate) speaks: Speaking,
     pub(crate) metrics: ControlPlaneMetrics,
     pub(crate) streams: TaskTracker,
     pub(crate) stop: CancellationToken,
@@ -159,7 +159,7 @@ impl AdminService {
         record: &Record<'_>,
     ) -> Result<Option<u64>, Status> {
         let Some(term) = *self.leadership.borrow() else {
-            return Err(not_leading(&self.world));
+            return Err(self.world.not_leading());
         };
         let transaction = Transaction {
             preconditions: vec![precondition, fence(term)],
@@ -172,7 +172,7 @@ impl AdminService {
         );
         match self.store.commit(transaction).instrument(span).await {
             Ok(revision) => Ok(Some(revision)),
-            Err(CommitError::Conflict { key: Key::Leader }) => Err(not_leading(&self.world)),
+            Err(CommitError::Conflict { key: Key::Leader }) => Err(self.world.not_leading()),
             Err(CommitError::Conflict { .. }) => Ok(None),
             Err(CommitError::Store(error)) => Err(unavailable(&error)),
             Err(error) => Err(Status::unavailable(error.to_string())),
@@ -203,7 +203,7 @@ impl AdminService {
         };
         let before = previous.as_ref().map(|stored| &stored.value);
         let after = Rollout::create(new, before, change(&who)).map_err(|error| refusal(&error))?;
-        self.reachable(&after)?;
+        self.reachable(Ppm::ZERO, &after)?;
         let record = Record {
             operation: "CreateRollout",
             before,
@@ -275,15 +275,16 @@ impl AdminService {
         Ok((model, stable))
     }
 
-    /// A share above 0 % needs somebody who serves the canary: make before break.
-    fn reachable(&self, rollout: &Rollout) -> Result<(), Status> {
+    /// A share that rises above `before` needs somebody who serves the canary: make before break. Lowering one
+    /// never waits for anybody.
+    fn reachable(&self, before: Ppm, rollout: &Rollout) -> Result<(), Status> {
         let workers = self.world.state().endpoints_of(&rollout.model, &rollout.canary);
-        if rollout.share == Ppm::ZERO || workers > 0 {
+        if rollout.share <= before || workers > 0 {
             return Ok(());
         }
         let Rollout { model, canary, .. } = rollout;
         Err(Status::failed_precondition(format!(
-            "no worker serves {model}@{canary} now; start one, or leave the share at 0%"
+            "no worker serves {model}@{canary} now; start one, or leave the share at {before}"
         )))
     }
 
@@ -304,12 +305,21 @@ impl AdminService {
         }
     }
 
+    /// How far gateways have come is known to the leader alone.
+    fn knows_gateways(&self) -> Result<(), Status> {
+        self.loaded()?;
+        match *self.speaks.borrow() || self.world.other_leader().is_none() {
+            true => Ok(()),
+            false => Err(self.world.not_leading()),
+        }
+    }
+
     async fn watch(self, model: String, statuses: mpsc::Sender<Result<v1::RolloutStatus, Status>>) {
         let mut changes = self.world.changes();
         let mut last = None;
         loop {
             changes.mark_unchanged();
-            let status = self.status(&model);
+            let status = self.knows_gateways().and_then(|()| self.status(&model));
             let (gone, new) = (status.is_err(), status.as_ref().ok() != last.as_ref());
             last = status.as_ref().ok().cloned();
             if gone || new {
@@ -320,6 +330,8 @@ impl AdminService {
             }
             tokio::select! {
                 changed = changes.changed() => if changed.is_err() { return },
+                // A gateway is lost by silence alone.
+                () = tokio::time::sleep(LOOK_EVERY) => {}
                 () = statuses.closed() => return,
                 () = self.stop.cancelled() => {
                     let _ = statuses.send(Err(Status::unavailable("the control plane shuts down"))).await;
@@ -327,170 +339,6 @@ impl AdminService {
                 }
             }
         }
-    }
-}
-
-#[tonic::async_trait]
-impl Admin for AdminService {
-    type WatchRolloutStream = Pin<Box<dyn Stream<Item = Result<v1::RolloutStatus, Status>> + Send>>;
-
-    async fn create_rollout(
-        &self,
-        request: Request<v1::CreateRolloutRequest>,
-    ) -> Result<Response<v1::Rollout>, Status> {
-        self.loaded()?;
-        let (metadata, _, request) = request.into_parts();
-        self.call("CreateRollout", &metadata, self.create(request)).await
-    }
-
-    async fn get_rollout(
-        &self,
-        request: Request<v1::GetRolloutRequest>,
-    ) -> Result<Response<v1::RolloutStatus>, Status> {
-        self.loaded()?;
-        let model = self.model(&request.into_inner().model)?;
-        self.status(&model).map(Response::new)
-    }
-
-    async fn list_rollouts(
-        &self,
-        _: Request<v1::ListRolloutsRequest>,
-    ) -> Result<Response<v1::ListRolloutsResponse>, Status> {
-        self.loaded()?;
-        let state = self.world.state();
-        let rollouts = state
-            .rollouts
-            .values()
-            .map(|stored| status::rollout(&state, &self.gateways, stored))
-            .collect();
-        Ok(Response::new(v1::ListRolloutsResponse { rollouts }))
-    }
-
-    async fn set_rollout(
-        &self,
-        request: Request<v1::SetRolloutRequest>,
-    ) -> Result<Response<v1::Rollout>, Status> {
-        self.loaded()?;
-        let (metadata, _, request) = request.into_parts();
-        let share = share(request.canary_ppm)?;
-        let who = Who {
-            actor: request.actor,
-            reason: request.reason,
-        };
-        let work = self.change(
-            "SetRollout",
-            &request.model,
-            request.expect_revision,
-            who,
-            |rollout, change| {
-                let next = rollout.set(share, change).map_err(|error| refusal(&error))?;
-                self.reachable(&next).map(|()| next)
-            },
-        );
-        self.call("SetRollout", &metadata, work).await
-    }
-
-    async fn promote_rollout(
-        &self,
-        request: Request<v1::PromoteRolloutRequest>,
-    ) -> Result<Response<v1::Rollout>, Status> {
-        self.loaded()?;
-        let (metadata, _, request) = request.into_parts();
-        let who = Who {
-            actor: request.actor,
-            reason: request.reason,
-        };
-        let work = self.change(
-            "PromoteRollout",
-            &request.model,
-            request.expect_revision,
-            who,
-            |rollout, change| {
-                let next = rollout.promote(change).map_err(|error| refusal(&error))?;
-                self.reachable(&next).map(|()| next)
-            },
-        );
-        self.call("PromoteRollout", &metadata, work).await
-    }
-
-    async fn abort_rollout(
-        &self,
-        request: Request<v1::AbortRolloutRequest>,
-    ) -> Result<Response<v1::Rollout>, Status> {
-        self.loaded()?;
-        let (metadata, _, request) = request.into_parts();
-        let who = Who {
-            actor: request.actor,
-            reason: request.reason,
-        };
-        let work = self.change("AbortRollout", &request.model, None, who, |rollout, change| {
-            rollout
-                .abort(&request.uid, change)
-                .map_err(|error| refusal(&error))
-        });
-        self.call("AbortRollout", &metadata, work).await
-    }
-
-    async fn watch_rollout(
-        &self,
-        request: Request<v1::WatchRolloutRequest>,
-    ) -> Result<Response<Self::WatchRolloutStream>, Status> {
-        self.loaded()?;
-        let model = self.model(&request.into_inner().model)?;
-        let (statuses, stream) = mpsc::channel(IN_FLIGHT);
-        self.streams.spawn(self.clone().watch(model, statuses));
-        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
-    }
-
-    async fn list_workers(
-        &self,
-        _: Request<v1::ListWorkersRequest>,
-    ) -> Result<Response<v1::ListWorkersResponse>, Status> {
-        self.loaded()?;
-        Ok(Response::new(v1::ListWorkersResponse {
-            workers: status::workers(&self.world.state()),
-        }))
-    }
-
-    async fn list_gateways(
-        &self,
-        _: Request<v1::ListGatewaysRequest>,
-    ) -> Result<Response<v1::ListGatewaysResponse>, Status> {
-        self.loaded()?;
-        let epoch = self
-            .world
-            .state()
-            .newest_snapshot()
-            .map_or(0, |snapshot| snapshot.epoch);
-        let gateways = self
-            .gateways
-            .all()
-            .into_iter()
-            .map(|(node, state)| status::gateway(node, state))
-            .collect();
-        Ok(Response::new(v1::ListGatewaysResponse { epoch, gateways }))
-    }
-
-    async fn list_models(
-        &self,
-        _: Request<v1::ListPublishedRequest>,
-    ) -> Result<Response<v1::ListPublishedResponse>, Status> {
-        self.loaded()?;
-        Ok(Response::new(v1::ListPublishedResponse {
-            models: status::models(&self.world.state()),
-        }))
-    }
-
-    async fn get_snapshot(
-        &self,
-        _: Request<v1::GetSnapshotRequest>,
-    ) -> Result<Response<v1::Snapshot>, Status> {
-        self.loaded()?;
-        let target = self.world.target().borrow().clone();
-        Ok(Response::new(v1::Snapshot {
-            digest: target.digest.to_string(),
-            ..(&*target.snapshot).into()
-        }))
     }
 }
 

@@ -8,6 +8,7 @@ use penstock_plan::{
 };
 use penstock_store::{CommitError, Key, Operation, Precondition, Prefix, Store, StoreError, Transaction};
 use penstock_telemetry::instruments::ControlPlaneMetrics;
+use tokio::sync::watch;
 use tokio_stream::StreamExt as _;
 use tokio_util::sync::CancellationToken;
 
@@ -32,6 +33,9 @@ pub(crate) struct Controller {
     pub(crate) world: Arc<World>,
     pub(crate) gateways: Arc<Gateways>,
     pub(crate) leadership: Leadership,
+    pub(crate) speaks: watch::Sender<bool>,
+    /// Revision at which this process last became the leader.
+    pub(crate) last_term: Option<u64>,
     pub(crate) metrics: ControlPlaneMetrics,
 }
 
@@ -68,6 +72,7 @@ impl Controller {
         let mut changes = self.world.changes();
         let mut look = tokio::time::interval(LOOK_EVERY);
         loop {
+            self.stand();
             self.reconcile().await;
             tokio::select! {
                 event = events.next() => match event {
@@ -84,6 +89,30 @@ impl Controller {
                 self.world.apply(event);
             }
             changes.mark_unchanged();
+        }
+    }
+
+    /// Decides whether this control plane speaks to gateways.
+    fn stand(&mut self) {
+        let term = *self.leadership.borrow();
+        self.last_term = term.or(self.last_term);
+        let (known, leader) = {
+            let state = self.world.state();
+            (
+                state.revision,
+                state.leader.as_ref().map(|leader| leader.mod_revision),
+            )
+        };
+        let replaced = leader.is_some_and(|leader| self.last_term.is_none_or(|last| leader > last));
+        // Whatever earlier leaders wrote lies before this term, so that no epoch of theirs is taken for a stranger's.
+        let leads = term.is_some_and(|term| known >= term);
+        let spoke = *self.speaks.borrow();
+        if spoke && replaced {
+            tracing::info!("another control plane leads; gateways are sent there");
+            self.speaks.send_replace(false);
+        } else if !spoke && leads && !replaced {
+            self.gateways.listen(now_ms());
+            self.speaks.send_replace(true);
         }
     }
 

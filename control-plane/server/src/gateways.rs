@@ -2,12 +2,16 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use penstock_plan::planner::{GatewayView, Inventory};
 use penstock_proto::v1;
+use tokio::time::Instant;
 
 /// A gateway that is silent for longer is lost.
 pub(crate) const LIVE_WITHIN: Duration = Duration::from_secs(15);
@@ -18,7 +22,15 @@ const FORGET_AFTER: Duration = Duration::from_secs(3600);
 #[derive(Debug)]
 pub(crate) struct Gateways {
     states: Mutex<BTreeMap<String, GatewayState>>,
-    listening_since_ms: u64,
+    listening_since_ms: AtomicU64,
+    sessions: AtomicU64,
+}
+
+/// One stream of a gateway. What an older stream of the same name says or how it ends is of no account.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Session {
+    node: String,
+    number: u64,
 }
 
 /// One gateway.
@@ -29,22 +41,38 @@ pub(crate) struct GatewayState {
     pub(crate) ops_address: String,
     pub(crate) acknowledged_epoch: u64,
     pub(crate) nack: Option<v1::GatewayNack>,
+    session: u64,
     last_said: Instant,
-    /// Its stream is open.
-    connected: bool,
     /// Its stream was closed in good order: it is gone rather than lost.
     left: bool,
+}
+
+// === impl Session ===
+
+impl Session {
+    /// Name of the gateway.
+    pub(crate) fn node(&self) -> &str {
+        &self.node
+    }
 }
 
 // === impl Gateways ===
 
 impl Gateways {
-    /// None yet, from now on.
+    /// None yet.
     pub(crate) fn new() -> Self {
         Self {
             states: Mutex::default(),
-            listening_since_ms: crate::now_ms(),
+            listening_since_ms: AtomicU64::new(crate::now_ms()),
+            sessions: AtomicU64::new(0),
         }
+    }
+
+    /// Begins to listen, at this time in milliseconds since the Unix epoch. What was said before another control
+    /// plane led in between is forgotten: each gateway says it again.
+    pub(crate) fn listen(&self, now_ms: u64) {
+        self.listening_since_ms.store(now_ms, Ordering::Release);
+        self.lock().clear();
     }
 
     /// What the planner knows about a plan that was published first at `published_epoch`.
@@ -52,33 +80,38 @@ impl Gateways {
         Inventory {
             published_epoch,
             gateways: self.views(),
-            listening_since_ms: self.listening_since_ms,
+            listening_since_ms: self.listening_since_ms.load(Ordering::Acquire),
         }
     }
 
     /// A gateway's stream has begun; `epoch` is in force there.
-    pub(crate) fn hello(&self, hello: &v1::Hello, epoch: u64) {
+    pub(crate) fn hello(&self, hello: &v1::Hello, epoch: u64) -> Session {
+        let number = self.sessions.fetch_add(1, Ordering::Relaxed);
         let state = GatewayState {
             boot_id: hello.boot_id.clone(),
             region: hello.region.clone(),
             ops_address: hello.ops_address.clone(),
             acknowledged_epoch: epoch,
             nack: None,
+            session: number,
             last_said: Instant::now(),
-            connected: true,
             left: false,
         };
         self.lock().insert(hello.node.clone(), state);
+        Session {
+            node: hello.node.clone(),
+            number,
+        }
     }
 
-    pub(crate) fn said(&self, node: &str) {
-        self.change(node, |_| {});
+    pub(crate) fn said(&self, session: &Session) {
+        self.change(session, |_| {});
     }
 
     /// `epoch` is in force at the gateway; true if that is news.
-    pub(crate) fn acknowledged(&self, node: &str, epoch: u64) -> bool {
+    pub(crate) fn acknowledged(&self, session: &Session, epoch: u64) -> bool {
         let mut news = false;
-        self.change(node, |gateway| {
+        self.change(session, |gateway| {
             news = gateway.acknowledged_epoch != epoch;
             gateway.acknowledged_epoch = epoch;
             gateway.nack = gateway.nack.take().filter(|nack| nack.epoch > epoch);
@@ -86,20 +119,14 @@ impl Gateways {
         news
     }
 
-    pub(crate) fn refused(&self, node: &str, nack: v1::GatewayNack) {
-        self.change(node, |gateway| gateway.nack = Some(nack));
+    pub(crate) fn refused(&self, session: &Session, nack: v1::GatewayNack) {
+        self.change(session, |gateway| gateway.nack = Some(nack));
     }
 
-    /// The stream of the gateway's process `boot_id` has ended, in good order or not.
-    pub(crate) fn disconnected(&self, node: &str, boot_id: &str, in_order: bool) {
-        // A newer process of the same name is not concerned.
-        if let Some(gateway) = self
-            .lock()
-            .get_mut(node)
-            .filter(|gateway| gateway.boot_id == boot_id)
-        {
-            gateway.connected = false;
-            gateway.left = in_order;
+    /// The stream has ended, in good order or not.
+    pub(crate) fn disconnected(&self, session: &Session, in_order: bool) {
+        if let Some(gateway) = self.lock().get_mut(&session.node) {
+            gateway.left |= in_order && gateway.session == session.number;
         }
     }
 
@@ -121,8 +148,12 @@ impl Gateways {
             .collect()
     }
 
-    fn change(&self, node: &str, change: impl FnOnce(&mut GatewayState)) {
-        if let Some(gateway) = self.lock().get_mut(node) {
+    fn change(&self, session: &Session, change: impl FnOnce(&mut GatewayState)) {
+        if let Some(gateway) = self
+            .lock()
+            .get_mut(&session.node)
+            .filter(|gateway| gateway.session == session.number)
+        {
             gateway.last_said = Instant::now();
             change(gateway);
         }
@@ -156,3 +187,6 @@ impl GatewayState {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,6 +15,11 @@ const RETRY: Duration = Duration::from_millis(300);
 /// has this as a precondition, so that one that was replaced without noticing changes nothing.
 pub(crate) type Leadership = watch::Receiver<Option<u64>>;
 
+/// Whether this control plane speaks to gateways: from the moment when it leads and knows everything that was
+/// written before, until it knows that another leads. A store that does not answer ends its leadership, and so
+/// every change, but not what it tells gateways from memory.
+pub(crate) type Speaking = watch::Receiver<bool>;
+
 /// Runs for leader until `stop`, and again whenever the lease is lost.
 pub(crate) async fn campaign(
     store: Arc<dyn Store>,

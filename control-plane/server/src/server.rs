@@ -10,6 +10,8 @@ use penstock_telemetry::{
 };
 use tokio::{net::TcpListener, sync::watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::server::NamedService as _;
+use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
     Config, admin::AdminService, controller::Controller, gateways::Gateways, leader, sync::SyncService,
@@ -91,48 +93,8 @@ impl Server {
             ops_listener,
             addresses,
         } = self;
-        let metrics = ControlPlaneMetrics::new(&config.metrics);
-        let (world, gateways) = (Arc::new(World::default()), Arc::new(Gateways::new()));
-        let (leads, leadership) = watch::channel(None);
         let (streams, tasks, stop) = (TaskTracker::new(), TaskTracker::new(), CancellationToken::new());
-        let address = config
-            .advertise
-            .clone()
-            .unwrap_or_else(|| addresses.listen.to_string());
-        tasks.spawn(leader::campaign(
-            config.store.clone(),
-            address,
-            leads,
-            stop.clone(),
-        ));
-        let controller = Controller {
-            store: config.store.clone(),
-            world: world.clone(),
-            gateways: gateways.clone(),
-            leadership: leadership.clone(),
-            metrics: metrics.clone(),
-        };
-        tasks.spawn(controller.run(stop.clone()));
-        let admin = AdminService {
-            store: config.store,
-            world: world.clone(),
-            gateways: gateways.clone(),
-            leadership: leadership.clone(),
-            metrics: metrics.clone(),
-            streams: streams.clone(),
-            stop: stop.clone(),
-        };
-        let health = health(&world);
-        let sync = SyncService {
-            world,
-            gateways,
-            leadership,
-            metrics,
-            streams: streams.clone(),
-            stop: stop.clone(),
-        };
-        let router = router(admin, sync, health.clone());
-        let ops_router = ops::router(config.metrics, health);
+        let (router, ops_router) = start(config, addresses, &streams, &tasks, &stop);
         tasks.spawn(serve_ops(ops_listener, ops_router, stop.clone()));
 
         let listener = listener.tap_io(|stream| {
@@ -160,6 +122,65 @@ impl Server {
     }
 }
 
+/// Starts what runs in the background; returns the routes of both ports.
+fn start(
+    config: Config,
+    addresses: Addresses,
+    streams: &TaskTracker,
+    tasks: &TaskTracker,
+    stop: &CancellationToken,
+) -> (axum::Router, axum::Router) {
+    let metrics = ControlPlaneMetrics::new(&config.metrics);
+    let address = config.advertise.unwrap_or_else(|| addresses.listen.to_string());
+    let (world, gateways) = (Arc::new(World::new(address.clone())), Arc::new(Gateways::new()));
+    let (leads, leadership) = watch::channel(None);
+    let (speaks, speaking) = watch::channel(false);
+    tasks.spawn(leader::campaign(
+        config.store.clone(),
+        address,
+        leads,
+        stop.clone(),
+    ));
+    let controller = Controller {
+        store: config.store.clone(),
+        world: world.clone(),
+        gateways: gateways.clone(),
+        leadership: leadership.clone(),
+        speaks,
+        last_term: None,
+        metrics: metrics.clone(),
+    };
+    tasks.spawn(controller.run(stop.clone()));
+    let (reporter, health_service) = tonic_health::server::health_reporter();
+    let health = health(&world);
+    tasks.spawn(report(reporter, health.clone(), world.changes(), stop.clone()));
+    let admin = AdminService {
+        store: config.store,
+        world: world.clone(),
+        gateways: gateways.clone(),
+        leadership,
+        speaks: speaking.clone(),
+        metrics: metrics.clone(),
+        streams: streams.clone(),
+        stop: stop.clone(),
+    };
+    let sync = SyncService {
+        world,
+        gateways,
+        speaks: speaking,
+        metrics,
+        streams: streams.clone(),
+        stop: stop.clone(),
+    };
+    let routes = tonic::service::Routes::new(AdminServer::new(admin))
+        .add_service(SyncServer::new(sync))
+        .add_service(health_service);
+    (
+        router(routes, health.clone()),
+        ops::router(config.metrics, health),
+    )
+}
+
 async fn bind(address: SocketAddr, flag: &'static str) -> Result<(TcpListener, SocketAddr), BuildError> {
     let error = |source| BuildError::Bind {
         address,
@@ -179,21 +200,53 @@ fn reason(error: &io::Error) -> String {
     }
 }
 
-fn router(admin: AdminService, sync: SyncService, health: Health) -> axum::Router {
-    let (_, health_service) = tonic_health::server::health_reporter();
+/// The services with reflection, and the probes.
+fn router(routes: tonic::service::Routes, health: Health) -> axum::Router {
     let describe = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(penstock_proto::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
     const VALID: &str = "the generated descriptors are valid";
-    tonic::service::Routes::new(AdminServer::new(admin))
-        .add_service(SyncServer::new(sync))
-        .add_service(health_service)
+    routes
         .add_service(describe().build_v1().expect(VALID))
         .add_service(describe().build_v1alpha().expect(VALID))
         .into_axum_router()
         .merge(ops::health_router(health))
+}
+
+/// Tells grpc.health.v1 what the probes say, until `stop`.
+async fn report(
+    reporter: HealthReporter,
+    health: Health,
+    mut changes: watch::Receiver<u64>,
+    stop: CancellationToken,
+) {
+    let mut last = None;
+    loop {
+        changes.mark_unchanged();
+        let ready = health.ready().is_ok() && !stop.is_cancelled();
+        if last.replace(ready) != Some(ready) {
+            let status = match ready {
+                true => ServingStatus::Serving,
+                false => ServingStatus::NotServing,
+            };
+            for service in [
+                "",
+                AdminServer::<AdminService>::NAME,
+                SyncServer::<SyncService>::NAME,
+            ] {
+                reporter.set_service_status(service, status).await;
+            }
+        }
+        if stop.is_cancelled() {
+            return;
+        }
+        tokio::select! {
+            changed = changes.changed() => if changed.is_err() { return },
+            () = stop.cancelled() => {}
+        }
+    }
 }
 
 /// Ready once the store has answered and somebody leads.

@@ -13,6 +13,7 @@ use penstock_plan::{
 };
 use penstock_store::{Entry, Key, Listing, WatchEvent};
 use tokio::sync::watch;
+use tonic::Status;
 
 /// What every gateway is to apply.
 #[derive(Debug, Clone, Default)]
@@ -34,6 +35,8 @@ pub(crate) struct World {
     /// Epochs up to this one are in force somewhere with a content that this store does not know: the store
     /// was lost. The next snapshot goes above it, since no gateway goes back.
     floor: AtomicU64,
+    /// Under which this control plane runs for leader.
+    address: String,
 }
 
 /// Entries by kind, and the revision of the store up to which they are complete.
@@ -47,6 +50,8 @@ pub(crate) struct State {
     snapshots: BTreeMap<u64, Snapshot>,
     /// First epoch that carries each model's present plan: (uid, generation, epoch).
     first_epochs: BTreeMap<String, (String, u64, u64)>,
+    /// Last epoch that was looked at for them.
+    noted: u64,
     pub(crate) revision: u64,
     pub(crate) loaded: bool,
 }
@@ -62,6 +67,29 @@ pub(crate) struct Stored<T> {
 // === impl World ===
 
 impl World {
+    /// Empty, until the store answers. Others reach this control plane at `address`.
+    pub(crate) fn new(address: String) -> Self {
+        Self {
+            address,
+            ..Self::default()
+        }
+    }
+
+    /// Address of another control plane that leads, as far as is known.
+    pub(crate) fn other_leader(&self) -> Option<String> {
+        let state = self.state();
+        let leader = state.leader.as_ref().map(|leader| &leader.value);
+        leader.filter(|leader| **leader != self.address).cloned()
+    }
+
+    /// What a control plane that does not lead answers.
+    pub(crate) fn not_leading(&self) -> Status {
+        Status::unavailable(match self.other_leader() {
+            Some(leader) => format!("this control plane does not lead; {leader} does"),
+            None => "no control plane leads now; try again".into(),
+        })
+    }
+
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         // State is whole after every statement that changes it.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -113,6 +141,7 @@ impl World {
         let mut state = self.state();
         *state = State {
             first_epochs: std::mem::take(&mut state.first_epochs),
+            noted: state.noted,
             ..State::default()
         };
         for entry in listing.entries {
@@ -148,8 +177,13 @@ impl World {
         state.note_epochs();
         let newest = state.newest_snapshot().cloned().unwrap_or_default();
         let endpoints = state.endpoints();
-        let traceparent = state.traceparent(&self.target.borrow().snapshot, &newest);
+        let told = self.target.borrow().snapshot.clone();
+        let traceparent = state.traceparent(&told, &newest);
         drop(state);
+        if newest.epoch < told.epoch {
+            // The store was replaced by an older one while we ran.
+            self.floor.fetch_max(told.epoch, Ordering::AcqRel);
+        }
         self.target.send_if_modified(|target| {
             let newer = newest.epoch > target.snapshot.epoch;
             let moved = endpoints != target.endpoints.endpoints;
@@ -250,17 +284,17 @@ impl State {
     }
 
     fn note_epochs(&mut self) {
-        let Some((_, snapshot)) = self.snapshots.last_key_value() else {
-            return;
-        };
-        for route in snapshot.routes.values() {
-            let same = |(uid, generation, _): &(String, u64, u64)| {
-                *uid == route.rollout_uid && *generation == route.generation
-            };
-            if !self.first_epochs.get(&route.model).is_some_and(same) {
-                let first = (route.rollout_uid.clone(), route.generation, snapshot.epoch);
-                self.first_epochs.insert(route.model.clone(), first);
+        for (epoch, snapshot) in self.snapshots.range(self.noted + 1..) {
+            for route in snapshot.routes.values() {
+                let same = |(uid, generation, _): &(String, u64, u64)| {
+                    *uid == route.rollout_uid && *generation == route.generation
+                };
+                if !self.first_epochs.get(&route.model).is_some_and(same) {
+                    let first = (route.rollout_uid.clone(), route.generation, *epoch);
+                    self.first_epochs.insert(route.model.clone(), first);
+                }
             }
+            self.noted = *epoch;
         }
     }
 

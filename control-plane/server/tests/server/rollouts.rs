@@ -1,218 +1,13 @@
-//! The control plane over the embedded store, with real gRPC clients: operators and gateways.
+//! What operators do, and what gateways make of it.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+use std::sync::Arc;
 
-use std::{sync::Arc, time::Duration};
-
-use control_plane::Config;
-use penstock_client::{AdminClient, AdminError, Subscription, SyncConfig, Veto, View, subscribe};
-use penstock_plan::{PublishedRevision, ServedRevision, WorkerRecord};
+use penstock_client::{AdminError, SyncConfig, Veto, View, subscribe};
 use penstock_proto::v1::{self, Phase};
-use penstock_store::{Key, Operation, Store, Transaction, embedded::EmbeddedStore};
-use tokio::{sync::watch, task::JoinHandle};
+use penstock_store::{Key, Operation, Prefix, Transaction};
 use tokio_util::sync::CancellationToken;
 
-const PATIENCE: Duration = Duration::from_secs(10);
-
-/// A control plane on a store where demo@v1, v2 and v3 are published, v1 and v2 served.
-struct Running {
-    store: Arc<dyn Store>,
-    admin: AdminClient,
-    address: String,
-    stop: CancellationToken,
-    task: JoinHandle<()>,
-}
-
-impl Running {
-    async fn start() -> Self {
-        let store: Arc<dyn Store> = Arc::new(EmbeddedStore::in_memory());
-        for revision in ["v1", "v2", "v3"] {
-            let published = PublishedRevision {
-                model: "demo".into(),
-                revision: revision.into(),
-                digest: format!("digest of {revision}"),
-                published_ms: 0,
-            };
-            let key = Key::Model {
-                model: "demo".into(),
-                revision: revision.into(),
-            };
-            put(&*store, key, serde_json::to_vec(&published).unwrap()).await;
-        }
-        put_worker(&*store, "w1", &[("v1", "digest of v1"), ("v2", "digest of v2")]).await;
-        Self::on(store).await
-    }
-
-    async fn on(store: Arc<dyn Store>) -> Self {
-        let any = "127.0.0.1:0".parse().unwrap();
-        let server = Config {
-            listen: any,
-            ops_listen: any,
-            ..Config::new(store.clone())
-        }
-        .build()
-        .await
-        .unwrap();
-        let address = format!("http://{}", server.addresses().listen);
-        let stop = CancellationToken::new();
-        let shutdown = stop.clone();
-        let task = tokio::spawn(async move { server.run(shutdown).await.unwrap() });
-        let admin = AdminClient::connect(&address).await.unwrap();
-        let running = Self {
-            store,
-            admin,
-            address,
-            stop,
-            task,
-        };
-        running
-            .until("the first snapshot", async |running| {
-                running
-                    .admin
-                    .get_snapshot()
-                    .await
-                    .is_ok_and(|snapshot| snapshot.epoch > 0)
-            })
-            .await;
-        running
-    }
-
-    /// Ends this control plane and starts another on the same store.
-    async fn restart(self) -> Self {
-        self.stop.cancel();
-        self.task.await.unwrap();
-        Self::on(self.store).await
-    }
-
-    fn gateway(&self, node: &str) -> Gateway {
-        self.gateway_that(node, |_| Ok(()))
-    }
-
-    fn gateway_that(&self, node: &str, judge: impl Fn(u64) -> Result<(), Veto> + Send + 'static) -> Gateway {
-        let stop = CancellationToken::new();
-        let apply =
-            Box::new(move |candidate: penstock_client::Candidate<'_>| judge(candidate.snapshot.epoch));
-        let subscription = subscribe(
-            SyncConfig::new([self.address.as_str()], node, "boot-1"),
-            apply,
-            stop.clone(),
-        );
-        let subscription = subscription.unwrap();
-        Gateway {
-            view: subscription.view(),
-            _subscription: subscription,
-            _stop: stop.drop_guard(),
-        }
-    }
-
-    async fn create(&self, canary: &str) -> Result<v1::Rollout, AdminError> {
-        let request = v1::CreateRolloutRequest {
-            model: "demo".into(),
-            canary: canary.into(),
-            ..Default::default()
-        };
-        self.admin.create_rollout(request).await
-    }
-
-    async fn set(&self, ppm: u32, expect_revision: Option<u64>) -> Result<v1::Rollout, AdminError> {
-        let request = v1::SetRolloutRequest {
-            canary_ppm: ppm,
-            expect_revision,
-            ..Default::default()
-        };
-        self.admin.set_rollout(request).await
-    }
-
-    async fn phase(&self, phase: Phase) -> v1::RolloutStatus {
-        self.until(phase.as_str_name(), async |running| {
-            running.status().await.rollout.unwrap().phase() == phase
-        })
-        .await;
-        self.status().await
-    }
-
-    async fn status(&self) -> v1::RolloutStatus {
-        self.admin.get_rollout("demo").await.unwrap()
-    }
-
-    async fn until(&self, what: &str, check: impl AsyncFn(&Self) -> bool) {
-        let deadline = tokio::time::Instant::now() + PATIENCE;
-        while !check(self).await {
-            assert!(tokio::time::Instant::now() < deadline, "{what} did not happen");
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    }
-}
-
-struct Gateway {
-    view: watch::Receiver<Arc<View>>,
-    _subscription: Subscription,
-    _stop: tokio_util::sync::DropGuard,
-}
-
-impl Gateway {
-    /// Waits until the demo's canary share here is `ppm`.
-    async fn has_share(&mut self, ppm: u32) {
-        let share = |view: &Arc<View>| {
-            let route = view
-                .snapshot
-                .as_ref()
-                .and_then(|snapshot| snapshot.routes.get("demo").cloned());
-            route
-                .and_then(|route| route.canary)
-                .map_or(0, |canary| canary.share.get())
-                == ppm
-        };
-        tokio::time::timeout(PATIENCE, self.view.wait_for(share))
-            .await
-            .expect("the share arrives")
-            .unwrap();
-    }
-}
-
-async fn put(store: &dyn Store, key: Key, value: Vec<u8>) {
-    let operations = vec![Operation::Put {
-        key,
-        value: value.into(),
-        lease: None,
-    }];
-    store
-        .commit(Transaction {
-            preconditions: vec![],
-            operations,
-        })
-        .await
-        .unwrap();
-}
-
-async fn put_worker(store: &dyn Store, id: &str, revisions: &[(&str, &str)]) {
-    let record = WorkerRecord {
-        id: id.into(),
-        boot_id: "b".into(),
-        address: "127.0.0.1:1".into(),
-        ops_address: "127.0.0.1:2".into(),
-        region: String::new(),
-        runner: "fake".into(),
-        device: String::new(),
-        draining: false,
-        started_ms: 1,
-        revisions: revisions
-            .iter()
-            .map(|(revision, digest)| ServedRevision {
-                model: "demo".into(),
-                revision: (*revision).into(),
-                digest: (*digest).into(),
-                context_length: 128,
-            })
-            .collect(),
-    };
-    put(
-        store,
-        Key::Worker(id.into()),
-        serde_json::to_vec(&record).unwrap(),
-    )
-    .await;
-}
+use crate::harness::{PATIENCE, Running, put_worker};
 
 #[tokio::test]
 async fn a_share_is_acknowledged_by_every_live_gateway() {
@@ -421,4 +216,92 @@ async fn a_store_that_was_lost_does_not_send_gateways_back() {
         .unwrap();
     assert!(second.admin.get_snapshot().await.unwrap().epoch > old);
     stop.cancel();
+}
+
+#[tokio::test]
+async fn a_watch_shows_every_phase_until_it_has_converged() {
+    let running = Running::start().await;
+    let _gateway = running.gateway("g1");
+    running.create("v2").await.unwrap();
+    running.phase(Phase::Paused).await;
+    let mut statuses = running.admin.watch_rollout("demo").await.unwrap();
+    let set = running.set(50_000, None).await.unwrap();
+    let converged = async {
+        loop {
+            let status = statuses.message().await.unwrap().expect("it goes on");
+            let rollout = status.rollout.clone().unwrap();
+            if rollout.generation == set.generation && rollout.phase() == Phase::Paused {
+                return status;
+            }
+        }
+    };
+    let status = tokio::time::timeout(PATIENCE, converged)
+        .await
+        .expect("it converges");
+    assert_eq!((status.live_gateways, status.acknowledged), (1, 1));
+    assert!(status.pending.is_empty() && status.nacks.is_empty());
+}
+
+#[tokio::test]
+async fn every_change_leaves_a_record_of_who_and_why() {
+    let running = Running::start().await;
+    running.create("v2").await.unwrap();
+    let request = v1::SetRolloutRequest {
+        canary_ppm: 50_000,
+        actor: "ada".into(),
+        reason: "looks good".into(),
+        ..Default::default()
+    };
+    running.admin.set_rollout(request).await.unwrap();
+    let records = running.store.list(Prefix::Audit).await.unwrap().entries;
+    let records: Vec<serde_json::Value> = records
+        .iter()
+        .map(|entry| serde_json::from_slice(&entry.value).unwrap())
+        .collect();
+    let set = records
+        .iter()
+        .find(|record| record["operation"] == "SetRollout")
+        .unwrap();
+    assert_eq!(
+        (&set["after"]["actor"], &set["after"]["reason"]),
+        (&"ada".into(), &"looks good".into())
+    );
+    assert_ne!(set["before"]["share"], set["after"]["share"]);
+}
+
+#[tokio::test]
+async fn a_share_can_always_be_lowered_but_raised_only_to_somebody() {
+    let running = Running::start().await;
+    running.create("v2").await.unwrap();
+    running.set(500_000, None).await.unwrap();
+    put_worker(&*running.store, "w1", &[("v1", "digest of v1")]).await;
+    running
+        .until("the canary is gone", async |r| {
+            r.status().await.canary_endpoints == 0
+        })
+        .await;
+    match running.set(600_000, None).await {
+        Err(AdminError::Forbidden(message)) => assert!(message.contains("50%"), "{message}"),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(running.set(100_000, None).await.unwrap().canary_ppm, 100_000);
+}
+
+#[tokio::test]
+async fn a_worker_that_goes_makes_other_endpoints_but_no_epoch() {
+    let running = Running::start().await;
+    let mut gateway = running.gateway("g1");
+    gateway
+        .sees("the worker", |view| view.endpoints.endpoints.len() == 1)
+        .await;
+    let before = running.admin.get_snapshot().await.unwrap();
+    let gone = Transaction {
+        preconditions: vec![],
+        operations: vec![Operation::Delete(Key::Worker("w1".into()))],
+    };
+    running.store.commit(gone).await.unwrap();
+    gateway
+        .sees("its end", |view| view.endpoints.endpoints.is_empty())
+        .await;
+    assert_eq!(running.admin.get_snapshot().await.unwrap(), before);
 }
