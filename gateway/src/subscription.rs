@@ -146,3 +146,87 @@ async fn save(state: StateDir, view: Arc<View>) {
         Err(error) => tracing::error!(%error, "keeping the view panicked"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use penstock_plan::{Canary, Endpoint, Ppm, Revision, Route, ServedRevision, Sticky};
+    use penstock_telemetry::Metrics;
+
+    use super::*;
+
+    fn snapshot(share: Ppm) -> Arc<Snapshot> {
+        let route = Route {
+            model: "demo".into(),
+            stable: Revision::new("v1", "aa"),
+            canary: Some(Canary {
+                revision: Revision::new("v2", "bb"),
+                share,
+            }),
+            rollout_uid: "r-1".into(),
+            generation: 1,
+            sticky: Sticky::default(),
+            pinnable: vec![],
+            revoked: vec![],
+        };
+        Arc::new(Snapshot {
+            epoch: 7,
+            routes: [("demo".into(), route)].into(),
+        })
+    }
+
+    /// One worker that serves `v2` of `demo` with this digest.
+    fn endpoints(digest: &str) -> Arc<EndpointSet> {
+        let served = ServedRevision {
+            model: "demo".into(),
+            revision: "v2".into(),
+            digest: digest.into(),
+            context_length: 512,
+        };
+        let endpoint = Endpoint {
+            id: "w".into(),
+            address: "127.0.0.1:1".into(),
+            region: String::new(),
+            revisions: vec![served],
+        };
+        Arc::new(EndpointSet {
+            version: 1,
+            endpoints: vec![endpoint],
+        })
+    }
+
+    fn offer(share: Ppm, digest: &str) -> (Result<(), Veto>, String) {
+        let metrics = Metrics::local();
+        let candidate = Candidate {
+            snapshot: &snapshot(share),
+            endpoints: &endpoints(digest),
+            traceparent: None,
+        };
+        let result = apply(candidate, "gw", &GatewayMetrics::new(&metrics));
+        (result, metrics.prometheus_text())
+    }
+
+    #[test]
+    fn a_canary_that_nobody_serves_by_content_is_refused_and_counted() {
+        let (result, text) = offer("5%".parse().unwrap(), "another");
+        let veto = result.unwrap_err();
+        assert_eq!(
+            (veto.code.as_str(), veto.field.as_str()),
+            ("canary_unreachable", "routes[demo].canary")
+        );
+        assert!(veto.message.contains("demo@v2"), "{veto}");
+        assert!(text.contains("canary_unreachable"), "{text}");
+    }
+
+    #[test]
+    fn a_canary_that_is_served_or_has_no_share_is_applied() {
+        let (result, text) = offer("5%".parse().unwrap(), "bb");
+        assert_eq!(result, Ok(()));
+        let epoch = text
+            .lines()
+            .find(|line| line.starts_with("penstock_gateway_epoch"))
+            .unwrap();
+        assert!(epoch.ends_with(" 7"), "{epoch}");
+        let (result, _) = offer("0%".parse().unwrap(), "another");
+        assert_eq!(result, Ok(()), "a share of 0 sends nobody there");
+    }
+}
