@@ -1,9 +1,9 @@
 //! The quick start: one process, embedded store, the bundled demo model.
 
 use anyhow::Result;
-use penstock_tests::{QuickStart, get, post_json, revisions_by_user};
+use penstock_tests::{QuickStart, eventually, free_port_pairs, get, post_json, revisions_by_user};
 use serde_json::json;
-use std::{fs, net::TcpListener, time::Duration};
+use std::{fs, time::Duration};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -12,9 +12,9 @@ async fn it_answers_and_splits_and_remembers() -> Result<()> {
     let data = tempfile::tempdir()?;
     let mut penstock = QuickStart::start(data.path(), &[]).await?;
 
-    let banner = penstock.process.output();
     for part in ["curl ", "ctl generate", "ctl rollout set --canary 5%"] {
-        assert!(banner.contains(part), "the banner lacks {part:?}:\n{banner}");
+        let shown = || async { Ok(penstock.process.output().contains(part).then_some(())) };
+        eventually(&format!("a banner with {part:?}"), PATIENCE, shown).await?;
     }
 
     let url = format!("http://127.0.0.1:{}/v1/chat/completions", penstock.gateway);
@@ -90,7 +90,7 @@ async fn promote_and_abort_end_where_they_say() -> Result<()> {
     assert!(users.values().all(|revision| revision == "v1"), "{users:?}");
 
     let set = penstock.ctl(&["rollout", "set", "--canary", "5%"]).await?;
-    assert_eq!(set.status.code(), Some(7), "a rolled-back rollout takes no share");
+    assert_eq!(set.status.code(), Some(4), "a rolled-back rollout takes no share");
 
     let create = penstock
         .ctl(&["rollout", "create", "demo", "--canary", "v2"])
@@ -136,8 +136,7 @@ async fn each_start_that_cannot_work_says_why_in_one_line() -> Result<()> {
 
     // The port is in use.
     let other = tempfile::tempdir()?;
-    let free = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-    let free_worker = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+    let [free, free_worker] = free_port_pairs()?;
     let mut busy = QuickStart::spawn_on([running.gateway, free, free_worker], other.path(), &[])?;
     assert!(!busy.process.ended(PATIENCE).await?.success());
     let said = busy.process.output();
@@ -148,7 +147,7 @@ async fn each_start_that_cannot_work_says_why_in_one_line() -> Result<()> {
 
     // The checkpoint is not one.
     let broken = tempfile::tempdir()?;
-    fs::write(broken.path().join("config.json"), "{")?;
+    fs::write(broken.path().join("tokenizer.json"), "{")?;
     let model = format!("mine@a={}", broken.path().display());
     let another = tempfile::tempdir()?;
     let mut unreadable = QuickStart::spawn(another.path(), &["--no-demo", "--model", &model])?;
@@ -156,7 +155,10 @@ async fn each_start_that_cannot_work_says_why_in_one_line() -> Result<()> {
     let said = unreadable.process.output();
     let errors: Vec<&str> = said.lines().filter(|line| line.starts_with("error")).collect();
     assert_eq!(errors.len(), 1, "{said}");
-    assert!(errors[0].contains("config.json"), "{said}");
+    assert!(
+        errors[0].contains("tokenizer.json") && errors[0].contains("mine@a"),
+        "{said}"
+    );
 
     let health = get(&format!("http://127.0.0.1:{}/healthz", running.gateway)).await?;
     assert_eq!(health.status, 200, "the first instance is untouched");

@@ -41,7 +41,8 @@ async fn start(workers: usize, gateways: usize, arguments: &[&str]) -> Result<Cl
 async fn listed(cluster: &Cluster, noun: &str) -> Result<serde_json::Value> {
     let list = cluster.ctl(&[noun, "list", "-o", "json"]).await?;
     anyhow::ensure!(list.status.success(), "{}", String::from_utf8_lossy(&list.stderr));
-    Ok(serde_json::from_slice(&list.stdout)?)
+    let mut listed: serde_json::Value = serde_json::from_slice(&list.stdout)?;
+    Ok(listed[format!("{noun}s")].take())
 }
 
 #[tokio::test]

@@ -16,5 +16,5 @@ pub use etcd::Etcd;
 pub use http::{Reply, get, post_json, post_json_with};
 pub use load::{Client, Generated, chat, connect, generate, revisions_by_user};
 pub use otlp::{OtlpReceiver, ReceivedSpan};
-pub use process::{Process, binary, eventually, free_ports, python, repository};
+pub use process::{Process, binary, eventually, free_port_pairs, free_ports, python, repository};
 pub use quick_start::QuickStart;

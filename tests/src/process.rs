@@ -187,3 +187,25 @@ pub fn free_ports<const N: usize>() -> Result<[u16; N]> {
     }
     Ok(ports)
 }
+
+/// `N` ports that were free a moment ago, each with the next one.
+pub fn free_port_pairs<const N: usize>() -> Result<[u16; N]> {
+    let mut held = Vec::new();
+    let mut ports = [0; N];
+    for port in &mut ports {
+        *port = loop {
+            let first = TcpListener::bind("127.0.0.1:0")?;
+            let number = first.local_addr()?.port();
+            let next = number
+                .checked_add(1)
+                .map(|next| TcpListener::bind(("127.0.0.1", next)));
+            let pair = (first, next);
+            let free = matches!(pair.1, Some(Ok(_)));
+            held.push(pair);
+            if free {
+                break number;
+            }
+        };
+    }
+    Ok(ports)
+}

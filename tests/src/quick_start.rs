@@ -1,6 +1,6 @@
 //! The all-in-one as a new user starts it, on ports and data of its own.
 
-use crate::{Process, binary, free_ports};
+use crate::{Process, binary, eventually, free_port_pairs};
 use anyhow::Result;
 use std::{path::Path, process::Command, time::Duration};
 
@@ -16,17 +16,20 @@ pub struct QuickStart {
 }
 
 impl QuickStart {
-    /// Starts `penstock` on `data_dir` and waits until it is ready.
+    /// Starts `penstock` on `data_dir` and waits for its banner.
     pub async fn start(data_dir: &Path, arguments: &[&str]) -> Result<Self> {
         let mut started = Self::spawn(data_dir, arguments)?;
         let url = format!("http://127.0.0.1:{}/readyz", started.gateway);
         started.process.ready(&url, Duration::from_secs(60)).await?;
+        let process = &started.process;
+        let shown = || async { Ok(process.output().contains("Penstock is up.").then_some(())) };
+        eventually("the banner", Duration::from_secs(30), shown).await?;
         Ok(started)
     }
 
     /// Starts `penstock` without waiting.
     pub fn spawn(data_dir: &Path, arguments: &[&str]) -> Result<Self> {
-        let ports: [u16; 3] = free_ports()?;
+        let ports: [u16; 3] = free_port_pairs()?;
         Self::spawn_on(ports, data_dir, arguments)
     }
 

@@ -32,21 +32,26 @@ pub(crate) async fn serve(options: Serve) -> Result<()> {
 }
 
 async fn run(options: Serve, telemetry: &Telemetry) -> Result<()> {
-    let metrics = telemetry.metrics();
-    let data_dir = data_dir(&options)?;
+    let mut parts = Parts::default();
+    let outcome = start(&options, &telemetry.metrics(), &mut parts).await;
+    // Whatever has started is ended in order, also where something else failed.
+    let drained = parts.drain().await;
+    outcome.and(drained)
+}
+
+/// Starts everything, says so, and waits for the signal to end.
+async fn start(options: &Serve, metrics: &Metrics, parts: &mut Parts) -> Result<()> {
+    let data_dir = data_dir(options)?;
     let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(&data_dir.join("store"))?);
-    let models = models(&options, &data_dir)?;
+    let models = models(options, &data_dir)?;
 
     // Every port first: a busy one shows before anything is loaded.
-    let mut parts = Parts::default();
-    let control_plane = parts.control_plane(&options, store.clone(), &metrics).await?;
-    let gateway = parts
-        .gateway(&options, control_plane, &data_dir, &metrics)
-        .await?;
-    let workers = parts.workers(&options, &models, store, &metrics).await?;
+    let control_plane = parts.control_plane(options, store.clone(), metrics).await?;
+    let gateway = parts.gateway(options, control_plane, &data_dir, metrics).await?;
+    let workers = parts.workers(options, &models, store, metrics).await?;
 
     let ready = async {
-        let rollout = set_up(&options, control_plane, &workers).await?;
+        let rollout = set_up(options, control_plane, &workers).await?;
         let banner = Banner {
             gateway: gateway.listen,
             gateway_ops: gateway.ops,
@@ -61,13 +66,11 @@ async fn run(options: Serve, telemetry: &Telemetry) -> Result<()> {
         say(&banner.render());
         std::future::pending::<Result<()>>().await
     };
-    let outcome = tokio::select! {
+    tokio::select! {
         result = ready => result,
         ended = parts.ended() => ended,
         signal = interrupted() => signal.context("cannot wait for signals"),
-    };
-    let drained = parts.drain().await;
-    outcome.and(drained)
+    }
 }
 
 /// The servers of this process, each with the token that ends it.
@@ -203,13 +206,13 @@ async fn set_up(
     control_plane: SocketAddr,
     workers: &[WorkerHandle],
 ) -> Result<Option<String>> {
-    // Loading takes as long as it takes; a checkpoint that cannot be loaded ends its worker.
     for worker in workers {
         let mut readiness = worker.readiness.clone();
-        readiness
-            .wait_for(|state| *state == Readiness::Serving)
-            .await
-            .context("a worker ended while it loaded")?;
+        let serving = readiness.wait_for(|state| *state == Readiness::Serving).await;
+        if serving.is_err() {
+            // The worker has ended, and its own error says why better than anything known here.
+            std::future::pending::<()>().await;
+        }
     }
     let connected = async {
         let address = format!("http://{control_plane}");
