@@ -30,8 +30,14 @@ pub(crate) fn watch(
             answered = answered || any_serves(&pool, &now).await;
             let next = readiness(&now, answered);
             sender.send_if_modified(|readiness| std::mem::replace(readiness, next) != next);
+            // Without a control plane the view never changes again, and that is known at once.
+            let changed = async {
+                if view.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            };
             tokio::select! {
-                changed = view.changed() => if changed.is_err() && answered { return },
+                () = changed => {}
                 () = tokio::time::sleep(PROBE_EVERY), if !answered => {}
             }
         }
