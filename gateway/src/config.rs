@@ -48,6 +48,10 @@ pub struct Args {
     #[arg(long, value_name = "DIR", env = "PENSTOCK_GATEWAY_STATE_DIR")]
     state_dir: Option<PathBuf>,
 
+    /// Time that a request gets whose caller sets no grpc-timeout
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = parse_duration, env = "PENSTOCK_GATEWAY_DEFAULT_TIMEOUT")]
+    default_timeout: Duration,
+
     /// Time that running requests get when the gateway is told to end
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
     drain_timeout: Duration,
@@ -71,6 +75,7 @@ impl Args {
             region: self.region,
             node: self.node,
             state_dir: self.state_dir,
+            default_timeout: self.default_timeout,
             drain_timeout: self.drain_timeout,
             ..Config::new(self.control_planes)
         }

@@ -1,6 +1,6 @@
 //! One request to one worker, or to another if the first fails before it has sent anything.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Version, header};
@@ -16,7 +16,7 @@ use crate::{
     error,
     frames::Message,
     observe::Observation,
-    pool::{Peer, Pool},
+    pool::{Lease, Peer, Pool},
     relay::Relay,
     routing::{self, Assigned},
     timeout,
@@ -57,6 +57,8 @@ pub(crate) struct Forwarder {
     pub(crate) view: watch::Receiver<Arc<View>>,
     pub(crate) pool: Arc<Pool>,
     pub(crate) metrics: GatewayMetrics,
+    /// For requests whose caller does not say how long it waits.
+    pub(crate) default_timeout: Duration,
 }
 
 /// A call of a method of `Inference`.
@@ -95,6 +97,13 @@ struct Begun {
     trailers: Option<HeaderMap>,
 }
 
+/// A reply that has begun, from whom, and that worker's count of it.
+struct Sent {
+    begun: Begun,
+    endpoint: String,
+    lease: Lease,
+}
+
 impl Forwarder {
     /// The view in force.
     pub(crate) fn view(&self) -> Arc<View> {
@@ -105,25 +114,18 @@ impl Forwarder {
     ///
     /// A status before that is an error here; it carries the assignment, if there is one, in its metadata.
     pub(crate) async fn call(&self, mut call: Call) -> Result<Reply, Status> {
-        let result = match call.deadline {
-            Some(at) => match tokio::time::timeout_at(at, self.serve(&mut call)).await {
-                Ok(result) => result,
-                Err(_) => Err(error::deadline()),
-            },
-            None => self.serve(&mut call).await,
-        };
-        match result {
-            Ok((assigned, begun, endpoint, lease)) => Ok(Reply {
-                headers: begun.headers,
+        match self.serve(&mut call).await {
+            Ok((assigned, sent)) => Ok(Reply {
+                headers: sent.begun.headers,
                 assigned,
                 body: Relay::new(
-                    begun.body,
-                    begun.first,
-                    begun.trailers,
+                    sent.begun.body,
+                    sent.begun.first,
+                    sent.begun.trailers,
                     call.deadline,
-                    endpoint,
+                    sent.endpoint,
                     call.observation,
-                    lease,
+                    sent.lease,
                 ),
             }),
             Err(status) => {
@@ -133,13 +135,28 @@ impl Forwarder {
         }
     }
 
-    async fn serve(&self, call: &mut Call) -> Result<(Assigned, Begun, String, crate::pool::Lease), Status> {
+    async fn serve(&self, call: &mut Call) -> Result<(Assigned, Sent), Status> {
         let asked = call.message.model()?;
         let assigned = routing::assign(&self.view(), asked, &call.headers)?;
         call.observation.assigned(&assigned);
         if asked != assigned.model {
             call.message = call.message.with_model(&assigned.model);
         }
+        let deadline = call.deadline;
+        let sending = self.send(call, &assigned);
+        let sent = match deadline {
+            Some(at) => tokio::time::timeout_at(at, sending)
+                .await
+                .unwrap_or_else(|_| Err(error::deadline())),
+            None => sending.await,
+        };
+        match sent {
+            Ok(sent) => Ok((assigned, sent)),
+            Err(status) => Err(assigned.told(status)),
+        }
+    }
+
+    async fn send(&self, call: &mut Call, assigned: &Assigned) -> Result<Sent, Status> {
         let mut tried = HashSet::new();
         let mut last = None;
         for attempt in 0..ATTEMPTS {
@@ -151,12 +168,15 @@ impl Forwarder {
             }
             call.observation.sent_to(&endpoint.id);
             let lease = peer.lease();
-            match attempt_on(&peer, endpoint, call, &assigned).await {
+            match attempt_on(&peer, endpoint, call, assigned).await {
                 Ok(begun) => {
-                    let endpoint = endpoint.id.clone();
-                    return Ok((assigned, begun, endpoint, lease));
+                    return Ok(Sent {
+                        begun,
+                        endpoint: endpoint.id.clone(),
+                        lease,
+                    });
                 }
-                Err(failed) if !failed.retry => return Err(assigned.told(failed.status)),
+                Err(failed) if !failed.retry => return Err(failed.status),
                 Err(failed) => {
                     tracing::debug!(
                         endpoint = endpoint.id,
@@ -171,12 +191,12 @@ impl Forwarder {
                 }
             }
         }
-        Err(assigned.told(last.unwrap_or_else(|| {
+        Err(last.unwrap_or_else(|| {
             error::unavailable(format!(
                 "no worker serves {}@{} now",
                 assigned.model, assigned.revision.name
             ))
-        })))
+        }))
     }
 }
 

@@ -1,5 +1,7 @@
 //! `penstock.v1.Inference` as the gateway serves it. Generate and Tokenize pass through; ListModels is answered here.
 
+use std::time::Duration;
+
 use axum::{
     Router,
     body::Body,
@@ -61,7 +63,7 @@ async fn pass(
     let (parts, body) = request.into_parts();
     let headers = parts.headers;
     let observe = |model: &str| Observation::start(forwarder.metrics.clone(), operation, model, &headers);
-    let (message, deadline) = match read(&headers, body).await {
+    let (message, deadline) = match read(&headers, body, forwarder.default_timeout).await {
         Ok(read) => read,
         Err(status) => {
             observe("").failed(&status);
@@ -82,8 +84,12 @@ async fn pass(
     }
 }
 
-async fn read(headers: &HeaderMap, body: Body) -> Result<(Message, Option<Instant>), Status> {
-    let deadline = timeout::deadline(headers)?;
+async fn read(
+    headers: &HeaderMap,
+    body: Body,
+    default_timeout: Duration,
+) -> Result<(Message, Option<Instant>), Status> {
+    let deadline = timeout::deadline(headers, default_timeout)?;
     let message = match deadline {
         Some(at) => timeout_at(at, Message::read(body))
             .await

@@ -57,6 +57,8 @@ pub struct Config {
     pub state_dir: Option<PathBuf>,
     /// What it serves at first where the state directory holds nothing.
     pub initial: View,
+    /// How long a request may take whose caller does not say how long it waits (`grpc-timeout`).
+    pub default_timeout: Duration,
     /// How long requests in flight may go on once the gateway is told to end.
     pub drain_timeout: Duration,
     /// Where it measures.
@@ -74,6 +76,7 @@ impl Config {
             node: None,
             state_dir: None,
             initial: View::default(),
+            default_timeout: Duration::from_secs(600),
             drain_timeout: Duration::from_secs(30),
             metrics: Metrics::local(),
         }

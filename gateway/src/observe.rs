@@ -29,6 +29,8 @@ pub(crate) struct Observation {
     arrived: Instant,
     context: Context,
     served: Served,
+    /// The worker asked last.
+    endpoint: String,
     in_flight: Option<InFlight>,
     first_data: Option<Instant>,
     ended: bool,
@@ -61,6 +63,7 @@ impl Observation {
             arrived: Instant::now(),
             context,
             served: Served::unassigned(),
+            endpoint: String::new(),
             in_flight: None,
             first_data: None,
             ended: false,
@@ -81,16 +84,16 @@ impl Observation {
             endpoint: String::new(),
         };
         let span = self.context.span();
-        span.set_attributes(identity.attributes());
+        // The worker is told at the end: a retry changes it, and a span keeps each value that it is given.
+        let known = |attribute: &KeyValue| attribute.key.as_str() != attribute::ENDPOINT;
+        span.set_attributes(identity.attributes().into_iter().filter(known));
         let served = format!("{}@{}", assigned.model, assigned.revision.name);
         span.set_attribute(KeyValue::new(attribute::RESPONSE_MODEL, served));
     }
 
     /// The request goes to this worker now.
-    pub(crate) fn sent_to(&self, endpoint: &str) {
-        self.context
-            .span()
-            .set_attribute(KeyValue::new(attribute::ENDPOINT, endpoint.to_owned()));
+    pub(crate) fn sent_to(&mut self, endpoint: &str) {
+        endpoint.clone_into(&mut self.endpoint);
     }
 
     /// The worker failed before it had sent anything; another one is asked.
@@ -121,6 +124,12 @@ impl Observation {
         let outcome = error::outcome(code);
         let span = self.context.span();
         span.set_attribute(KeyValue::new(attribute::GRPC_STATUS, i64::from(i32::from(code))));
+        if !self.endpoint.is_empty() {
+            span.set_attribute(KeyValue::new(
+                attribute::ENDPOINT,
+                std::mem::take(&mut self.endpoint),
+            ));
+        }
         if code != Code::Ok {
             span.set_attribute(KeyValue::new(attribute::ERROR_TYPE, outcome));
             span.set_status(SpanStatus::error(message.to_owned()));

@@ -88,8 +88,8 @@ async fn answer<S: Shape>(
     asked: Asked,
     shape: S,
 ) -> Result<Response, Status> {
-    let (assigned, chunks) = replies::ask(forwarder, S::OPERATION, headers, &asked.request).await?;
-    let head = Head::new(S::PREFIX, &assigned);
+    let (origin, chunks) = replies::ask(forwarder, S::OPERATION, headers, &asked.request).await?;
+    let head = Head::new(S::PREFIX, &origin.assigned);
     let mut response = match asked.stream {
         true => sse::respond(
             chunks,
@@ -101,11 +101,11 @@ async fn answer<S: Shape>(
             },
         ),
         false => {
-            let reply = chunks.whole().await.map_err(|status| assigned.told(status))?;
+            let reply = chunks.whole().await.map_err(|status| origin.told(status))?;
             Json(shape.whole(&head, &reply)).into_response()
         }
     };
-    assigned.tell(response.headers_mut());
+    origin.tell(&mut response);
     Ok(response)
 }
 

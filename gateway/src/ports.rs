@@ -66,7 +66,8 @@ impl Ports {
             .merge(grpc::router(forwarder))
             .merge(described(health_service))
             .merge(ops::health_router(health.clone()))
-            .fallback(unknown);
+            .fallback(unknown)
+            .method_not_allowed_fallback(wrong_method);
         let stopped = stop_ops.clone().cancelled_owned();
         let ops_router = ops::router(metrics, health);
         Self {
@@ -159,8 +160,18 @@ async fn unknown(method: http::Method, uri: http::Uri, headers: HeaderMap) -> Re
     if kind.starts_with(b"application/grpc") {
         return Status::unimplemented(message).into_http();
     }
+    refused(StatusCode::NOT_FOUND, "not_found", &message)
+}
+
+/// A path that is asked in another way. The fallback adds the methods that there are (`allow`).
+async fn wrong_method(method: http::Method, uri: http::Uri) -> Response {
+    let message = format!("{} cannot be asked with {method}", uri.path());
+    refused(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", &message)
+}
+
+fn refused(status: StatusCode, code: &str, message: &str) -> Response {
     let error = serde_json::json!({
-        "error": { "message": message, "type": "invalid_request_error", "param": null, "code": "not_found" }
+        "error": { "message": message, "type": "invalid_request_error", "param": null, "code": code }
     });
-    (StatusCode::NOT_FOUND, Json(error)).into_response()
+    (status, Json(error)).into_response()
 }

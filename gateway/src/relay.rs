@@ -59,6 +59,13 @@ impl Relay {
         }
     }
 
+    /// The reply cannot be understood: it counts as failed, and its worker's stream ends.
+    pub(crate) fn refuse(&mut self, status: &Status) {
+        self.observation.failed(status);
+        self.upstream = None;
+        self.done = true;
+    }
+
     /// Ends the reply with a status of the gateway's own.
     fn fail(&mut self, status: &Status) {
         self.upstream = None;

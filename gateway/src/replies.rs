@@ -1,8 +1,9 @@
 //! Requests and replies of the HTTP APIs: they take the same way as gRPC ones, and are understood here.
 
-use http::HeaderMap;
+use axum::response::Response;
+use http::{HeaderMap, HeaderValue};
 use http_body_util::BodyExt as _;
-use penstock_proto::v1;
+use penstock_proto::{metadata, v1};
 use tonic::{Code, Status};
 
 use crate::{
@@ -20,9 +21,10 @@ pub(crate) async fn ask(
     operation: &'static str,
     headers: HeaderMap,
     request: &v1::GenerateRequest,
-) -> Result<(Assigned, Chunks), Status> {
+) -> Result<(Origin, Chunks), Status> {
     let mut observation = Observation::start(forwarder.metrics.clone(), operation, &request.model, &headers);
-    let deadline = timeout::deadline(&headers).inspect_err(|status| observation.failed(status))?;
+    let deadline = timeout::deadline(&headers, forwarder.default_timeout)
+        .inspect_err(|status| observation.failed(status))?;
     let call = Call {
         method: "Generate",
         headers,
@@ -30,21 +32,53 @@ pub(crate) async fn ask(
         deadline,
         observation,
     };
-    let Reply { assigned, body, .. } = forwarder.call(call).await?;
-    Ok((
+    let Reply {
         assigned,
-        Chunks {
-            body,
-            decoder: Decoder::default(),
-        },
-    ))
+        body,
+        mut headers,
+    } = forwarder.call(call).await?;
+    let chunks = Chunks {
+        body,
+        decoder: Decoder::default(),
+        ended: false,
+    };
+    let seed = headers.remove(metadata::SEED);
+    Ok((Origin { assigned, seed }, chunks))
 }
 
 /// The chunks of a reply. Dropping it ends the sequence on its worker.
 pub(crate) struct Chunks {
     body: Relay,
     decoder: Decoder,
+    /// The last chunk was seen: the one with the usage.
+    ended: bool,
 }
+
+/// What a response says of how it came about.
+pub(crate) struct Origin {
+    pub(crate) assigned: Assigned,
+    /// The seed that the worker used.
+    seed: Option<HeaderValue>,
+}
+
+// === impl Origin ===
+
+impl Origin {
+    /// Writes the assignment and the seed into the headers of a response.
+    pub(crate) fn tell(self, response: &mut Response) {
+        self.assigned.tell(response.headers_mut());
+        if let Some(seed) = self.seed {
+            response.headers_mut().insert(metadata::SEED, seed);
+        }
+    }
+
+    /// Writes the assignment into an error.
+    pub(crate) fn told(&self, status: Status) -> Status {
+        self.assigned.told(status)
+    }
+}
+
+// === impl Chunks ===
 
 impl Chunks {
     /// Chunks that came together, at least one; none at the end of a reply that is complete.
@@ -55,11 +89,9 @@ impl Chunks {
             };
             match frame.into_data() {
                 Ok(data) => {
-                    self.decoder.push(&data);
-                    let mut chunks = Vec::new();
-                    while let Some(chunk) = self.decoder.next()? {
-                        chunks.push(chunk);
-                    }
+                    let chunks = self
+                        .decode(&data)
+                        .inspect_err(|status| self.body.refuse(status))?;
                     if !chunks.is_empty() {
                         return Ok(Some(chunks));
                     }
@@ -68,11 +100,22 @@ impl Chunks {
                     let trailers = frame.into_trailers().unwrap_or_default();
                     return match Status::from_header_map(&trailers) {
                         Some(status) if status.code() != Code::Ok => Err(status),
-                        _ => Ok(None),
+                        _ if self.ended => Ok(None),
+                        _ => Err(Status::internal("the worker's reply has no last chunk")),
                     };
                 }
             }
         }
+    }
+
+    fn decode(&mut self, data: &[u8]) -> Result<Vec<v1::GenerateResponse>, Status> {
+        self.decoder.push(data);
+        let mut chunks = Vec::new();
+        while let Some(chunk) = self.decoder.next::<v1::GenerateResponse>()? {
+            self.ended |= chunk.usage.is_some();
+            chunks.push(chunk);
+        }
+        Ok(chunks)
     }
 
     /// The whole reply as one chunk.
@@ -80,19 +123,21 @@ impl Chunks {
         let mut whole = v1::GenerateResponse::default();
         while let Some(chunks) = self.next().await? {
             for chunk in chunks {
-                whole.text.push_str(&chunk.text);
-                whole.token_ids.extend(chunk.token_ids);
-                whole.logprobs.extend(chunk.logprobs);
-                if chunk.usage.is_some() {
-                    whole.finish_reason = chunk.finish_reason;
-                    whole.usage = chunk.usage;
-                    whole.stopped_by = chunk.stopped_by;
-                }
+                append(&mut whole, chunk);
             }
         }
-        match whole.usage {
-            Some(_) => Ok(whole),
-            None => Err(Status::internal("the worker's reply has no end")),
-        }
+        Ok(whole)
+    }
+}
+
+/// Adds a chunk to the reply so far.
+pub(crate) fn append(sofar: &mut v1::GenerateResponse, chunk: v1::GenerateResponse) {
+    sofar.text.push_str(&chunk.text);
+    sofar.token_ids.extend(chunk.token_ids);
+    sofar.logprobs.extend(chunk.logprobs);
+    if chunk.usage.is_some() {
+        sofar.usage = chunk.usage;
+        sofar.finish_reason = chunk.finish_reason;
+        sofar.stopped_by = chunk.stopped_by;
     }
 }

@@ -126,7 +126,12 @@ impl Server {
         let (view, subscription) = subscription::follow(sync, metrics.clone(), stop.clone())?;
         let pool = Arc::new(Pool::default());
         let keeper = subscription::keep(view.clone(), pool.clone(), state, metrics.clone(), stop.clone());
-        let forwarder = Forwarder { view, pool, metrics };
+        let forwarder = Forwarder {
+            view,
+            pool,
+            metrics,
+            default_timeout: config.default_timeout,
+        };
         let ports = Ports::open(listener, ops_listener, forwarder, config.metrics);
         shutdown.cancelled().await;
         ports.drain(config.drain_timeout).await;

@@ -65,10 +65,10 @@ async fn answer(
     asked: Asked,
     began: Instant,
 ) -> Result<Response, Status> {
-    let (assigned, chunks) = replies::ask(forwarder, value::GENERATE, headers, &asked.request).await?;
+    let (origin, chunks) = replies::ask(forwarder, value::GENERATE, headers, &asked.request).await?;
     let sofar = SoFar {
         id: asked.id,
-        version: assigned.revision.name.clone(),
+        version: origin.assigned.revision.name.clone(),
         logprobs: asked.request.top_logprobs,
         began,
         reply: v1::GenerateResponse::default(),
@@ -76,11 +76,11 @@ async fn answer(
     let mut response = match asked.stream {
         true => sse::respond(chunks, sofar),
         false => {
-            let reply = chunks.whole().await.map_err(|status| assigned.told(status))?;
+            let reply = chunks.whole().await.map_err(|status| origin.told(status))?;
             Json(SoFar { reply, ..sofar }.value()).into_response()
         }
     };
-    assigned.tell(response.headers_mut());
+    origin.tell(&mut response);
     Ok(response)
 }
 
@@ -229,14 +229,7 @@ impl sse::Events for SoFar {
     fn open(&mut self, _: &mut String) {}
 
     fn chunk(&mut self, chunk: v1::GenerateResponse, out: &mut String) {
-        self.reply.text.push_str(&chunk.text);
-        self.reply.token_ids.extend(chunk.token_ids);
-        self.reply.logprobs.extend(chunk.logprobs);
-        if chunk.usage.is_some() {
-            self.reply.usage = chunk.usage;
-            self.reply.finish_reason = chunk.finish_reason;
-            self.reply.stopped_by = chunk.stopped_by;
-        }
+        replies::append(&mut self.reply, chunk);
         sse::event(out, self.value());
     }
 

@@ -8,10 +8,11 @@ use tonic::Status;
 
 use crate::error;
 
-/// When the caller of a request that arrives now stops waiting, if it says so.
-pub(crate) fn deadline(headers: &HeaderMap) -> Result<Option<Instant>, Status> {
+/// When the caller of a request that arrives now stops waiting; `default` counts where it does not say so.
+/// A time that no clock reaches is no deadline.
+pub(crate) fn deadline(headers: &HeaderMap, default: Duration) -> Result<Option<Instant>, Status> {
     let Some(value) = headers.get("grpc-timeout") else {
-        return Ok(None);
+        return Ok(Instant::now().checked_add(default));
     };
     let timeout = value.to_str().ok().and_then(parse).ok_or_else(|| {
         error::bad_request(
@@ -19,7 +20,6 @@ pub(crate) fn deadline(headers: &HeaderMap) -> Result<Option<Instant>, Status> {
             format!("{value:?} is not up to eight digits and one of H, M, S, m, u, n"),
         )
     })?;
-    // A time that no clock reaches is no deadline.
     Ok(Instant::now().checked_add(timeout))
 }
 

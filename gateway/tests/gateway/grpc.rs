@@ -306,6 +306,25 @@ async fn the_deadline_holds_before_and_in_the_reply_and_goes_on_to_the_worker() 
         })
         .await;
     }
+    let worker = TestWorker::start(Behaviour::Hang).await;
+    let mut config = crate::support::config(view(0, vec![worker.endpoint("w", &["v1"])]));
+    config.default_timeout = Duration::from_millis(150);
+    let gateway = TestGateway::run(config).await;
+    let mut stream = gateway
+        .client()
+        .await
+        .generate(prompt("demo"))
+        .await
+        .unwrap()
+        .into_inner();
+    assert!(stream.message().await.unwrap().is_some());
+    let status = stream.message().await.unwrap_err();
+    assert_eq!(
+        status.code(),
+        Code::DeadlineExceeded,
+        "without one, the gateway's own: {status}"
+    );
+
     let (_worker, _gateway, mut client) = one(Behaviour::Speak).await;
     let nonsense = with(prompt("demo"), &[("grpc-timeout", "soon")]);
     assert_eq!(

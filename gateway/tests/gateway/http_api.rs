@@ -92,9 +92,43 @@ async fn a_chat_is_asked_and_answered_in_openais_form() {
         ("x-model-version", "v1"),
         ("x-rollout-epoch", "42"),
         ("x-assignment-reason", "request"),
+        ("x-seed", "7"),
     ] {
         assert_eq!(reply.headers[name], value, "{name}");
     }
+}
+
+#[tokio::test]
+async fn a_request_whose_time_is_up_is_told_so_with_its_assignment() {
+    let (_worker, gateway) = one(Behaviour::Silent).await;
+    let body = chat(json!({})).to_string();
+    let reply = http("POST", gateway.address, CHAT, &[("grpc-timeout", "100m")], body).await;
+    assert_eq!(reply.status, 504, "{}", reply.body);
+    assert_eq!(reply.json()["error"]["type"], "timeout_error");
+    assert_eq!(reply.headers["x-model-version"], "v1");
+}
+
+#[tokio::test]
+async fn a_reply_without_its_last_chunk_is_an_error() {
+    let (_worker, gateway) = one(Behaviour::Stop).await;
+    let whole = post(&gateway, CHAT, chat(json!({}))).await;
+    assert_eq!(whole.status, 500, "{}", whole.body);
+    let events = post(&gateway, CHAT, chat(json!({ "stream": true })))
+        .await
+        .events();
+    let message = &events.last().unwrap()["error"]["message"];
+    assert!(message.as_str().unwrap().contains("last chunk"), "{events:?}");
+}
+
+#[tokio::test]
+async fn a_wrong_method_is_told_which_is_right() {
+    let gateway = TestGateway::start(view(0, vec![])).await;
+    let reply = http("GET", gateway.address, CHAT, &[], "").await;
+    assert_eq!(
+        (reply.status, &reply.headers["allow"]),
+        (405, &"POST".parse().unwrap())
+    );
+    assert_eq!(reply.json()["error"]["code"], "method_not_allowed");
 }
 
 #[tokio::test]

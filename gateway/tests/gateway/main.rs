@@ -5,5 +5,6 @@
 
 mod grpc;
 mod http_api;
+mod plan_changes;
 mod process;
 mod support;

@@ -44,6 +44,8 @@ pub(crate) enum Behaviour {
     Silent,
     /// Says one chunk, then ends with a status.
     Break(Status),
+    /// Says one chunk that is not the last, and that all is well.
+    Stop,
     /// Refuses.
     Refuse(Status),
 }
@@ -79,7 +81,7 @@ impl TestWorker {
             behaviour,
             seen: seen.clone(),
         });
-        let listener = TcpListener::bind(address).await.unwrap().into_std().unwrap();
+        let listener = bind(address).await.into_std().unwrap();
         let address = listener.local_addr().unwrap();
         runtime.spawn(async move {
             let incoming = TcpListenerStream::new(TcpListener::from_std(listener).unwrap());
@@ -111,6 +113,22 @@ impl TestWorker {
     pub(crate) fn endpoint(&self, id: &str, revisions: &[&str]) -> Endpoint {
         endpoint(id, self.address, revisions)
     }
+}
+
+/// A worker that was killed lets go of its port only when its runtime's thread is gone.
+async fn bind(address: SocketAddr) -> TcpListener {
+    let bound = async {
+        loop {
+            match TcpListener::bind(address).await {
+                Ok(listener) => return listener,
+                Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::AddrInUse, "{error}"),
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), bound)
+        .await
+        .unwrap_or_else(|_| panic!("{address} is never free"))
 }
 
 impl Drop for TestWorker {
@@ -151,6 +169,7 @@ impl Inference for Service {
             Behaviour::Speak => vec![Ok(first), Ok(last), Err(stats())],
             Behaviour::Hang => vec![Ok(first)],
             Behaviour::Silent => vec![],
+            Behaviour::Stop => vec![Ok(first)],
             Behaviour::Break(status) => vec![Ok(first), Err(status.clone())],
             Behaviour::Refuse(status) => return Err(status.clone()),
         };
