@@ -11,6 +11,9 @@ const LEASE_TTL: Duration = Duration::from_secs(5);
 /// Pause between two attempts.
 const RETRY: Duration = Duration::from_millis(300);
 
+/// Longest that a caller is kept waiting for an election: a control plane is asked as soon as it listens.
+pub(crate) const ELECTION_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// Revision at which this process wrote the leader's key; `None` while it does not lead. Every write of a leader
 /// has this as a precondition, so that one that was replaced without noticing changes nothing.
 pub(crate) type Leadership = watch::Receiver<Option<u64>>;

@@ -54,10 +54,8 @@ async fn serve(args: Args, telemetry: &Telemetry) -> anyhow::Result<()> {
 async fn open(store: &StoreArgs) -> anyhow::Result<Arc<dyn Store>> {
     #[cfg(feature = "etcd")]
     if !store.etcd.is_empty() {
-        let etcd = penstock_store::etcd::EtcdStore::connect(&store.etcd).await;
-        return Ok(Arc::new(etcd.with_context(|| {
-            format!("cannot use etcd at {}", store.etcd.join(", "))
-        })?));
+        let etcd = penstock_store::etcd::EtcdStore::connect(&store.etcd).await?;
+        return Ok(Arc::new(etcd));
     }
     let directory = store
         .data_dir

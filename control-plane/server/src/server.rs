@@ -26,14 +26,14 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 #[non_exhaustive]
 pub enum BuildError {
     /// A port cannot be bound.
-    #[error("cannot listen on {address} ({flag}): {}", reason(source))]
+    #[error("cannot listen on {address} ({flag}): {}", reason(cause))]
     Bind {
         /// Where.
         address: SocketAddr,
         /// Which flag says so.
         flag: &'static str,
-        /// Why.
-        source: io::Error,
+        /// Why; the message says it.
+        cause: io::Error,
     },
 }
 
@@ -182,11 +182,7 @@ fn start(
 }
 
 async fn bind(address: SocketAddr, flag: &'static str) -> Result<(TcpListener, SocketAddr), BuildError> {
-    let error = |source| BuildError::Bind {
-        address,
-        flag,
-        source,
-    };
+    let error = |cause| BuildError::Bind { address, flag, cause };
     let listener = TcpListener::bind(address).await.map_err(error)?;
     let bound = listener.local_addr().map_err(error)?;
     Ok((listener, bound))

@@ -11,7 +11,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
     gateways::{Gateways, Session},
-    leader::Speaking,
+    leader::{ELECTION_TIMEOUT, Speaking},
     world::{Target, World},
 };
 
@@ -24,8 +24,6 @@ const HEARTBEAT_EVERY: Duration = Duration::from_secs(5);
 /// Pushes on their way to one gateway. The state that is pushed is always the newest, so that a slow gateway
 /// skips what it missed instead of queueing it.
 const IN_FLIGHT: usize = 4;
-/// Longest that a gateway is kept waiting for an election.
-const ELECTION_TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest that a gateway may take for its Hello.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 
