@@ -15,7 +15,7 @@ use crate::{
     audit::Record,
     controller::{fence, put_rollout},
     gateways::Gateways,
-    leader::{Leadership, Speaking},
+    leader::{ELECTION_TIMEOUT, Leadership, Speaking},
     now_ms, status,
     world::{Stored, World},
 };
@@ -26,6 +26,8 @@ mod service;
 const ATTEMPTS: usize = 5;
 /// A status is looked at this often even if nothing is heard.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Longest that a change waits for its own echo from the store.
+const KNOWN_WITHIN: Duration = Duration::from_secs(2);
 /// Statuses on their way to one watcher.
 const IN_FLIGHT: usize = 4;
 
@@ -158,9 +160,7 @@ impl AdminService {
         after: &Rollout,
         record: &Record<'_>,
     ) -> Result<Option<u64>, Status> {
-        let Some(term) = *self.leadership.borrow() else {
-            return Err(self.world.not_leading());
-        };
+        let term = self.term().await?;
         let transaction = Transaction {
             preconditions: vec![precondition, fence(term)],
             operations: vec![put_rollout(after), record.operation(now_ms())],
@@ -171,12 +171,38 @@ impl AdminService {
             penstock.rollout.generation = after.generation
         );
         match self.store.commit(transaction).instrument(span).await {
-            Ok(revision) => Ok(Some(revision)),
+            Ok(revision) => {
+                self.known(revision).await;
+                Ok(Some(revision))
+            }
             Err(CommitError::Conflict { key: Key::Leader }) => Err(self.world.not_leading()),
             Err(CommitError::Conflict { .. }) => Ok(None),
             Err(CommitError::Store(error)) => Err(unavailable(&error)),
             Err(error) => Err(Status::unavailable(error.to_string())),
         }
+    }
+
+    /// Revision at which this control plane became the leader. The answer waits for an election that is under way.
+    async fn term(&self) -> Result<u64, Status> {
+        let mut leadership = self.leadership.clone();
+        let now = *leadership.borrow();
+        if now.is_some() || self.world.other_leader().is_some() {
+            return now.ok_or_else(|| self.world.not_leading());
+        }
+        match tokio::time::timeout(ELECTION_TIMEOUT, leadership.wait_for(Option::is_some)).await {
+            Ok(Ok(term)) => term.ok_or_else(|| self.world.not_leading()),
+            _ => Err(self.world.not_leading()),
+        }
+    }
+
+    /// Waits until this process has heard of what it wrote, so that whoever reads next sees it.
+    async fn known(&self, revision: u64) {
+        let mut changes = self.world.changes();
+        let known = async {
+            while self.world.state().revision < revision && changes.changed().await.is_ok() {}
+        };
+        // The write stands either way; a watch that lags is no reason to call it failed.
+        let _ = tokio::time::timeout(KNOWN_WITHIN, known).await;
     }
 
     async fn create(&self, request: v1::CreateRolloutRequest) -> Result<v1::Rollout, Status> {

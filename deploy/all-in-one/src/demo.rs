@@ -46,7 +46,7 @@ pub(crate) fn unpack(data_dir: &Path) -> Result<PathBuf> {
 pub(crate) async fn rollout(admin: &AdminClient) -> Result<String, AdminError> {
     let status = match admin.get_rollout(MODEL).await {
         Ok(status) => status,
-        Err(error) if matches!(error, AdminError::NotFound(_)) => {
+        Err(AdminError::NotFound(_)) => {
             admin
                 .create_rollout(v1::CreateRolloutRequest {
                     model: MODEL.into(),
