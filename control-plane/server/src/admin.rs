@@ -198,9 +198,8 @@ impl AdminService {
     /// Waits until this process has heard of what it wrote, so that whoever reads next sees it.
     async fn known(&self, revision: u64) {
         let mut changes = self.world.changes();
-        let known = async {
-            while self.world.state().revision < revision && changes.changed().await.is_ok() {}
-        };
+        let known =
+            async { while self.world.state().revision < revision && changes.changed().await.is_ok() {} };
         // The write stands either way; a watch that lags is no reason to call it failed.
         let _ = tokio::time::timeout(KNOWN_WITHIN, known).await;
     }
