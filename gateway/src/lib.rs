@@ -17,7 +17,6 @@ mod fields;
 mod forward;
 mod frames;
 mod grpc;
-mod listener;
 mod observe;
 mod openai;
 mod pool;

@@ -11,7 +11,7 @@ use std::{
 use axum::{Json, Router, response::IntoResponse as _, response::Response};
 use http::{HeaderMap, StatusCode, header};
 use penstock_telemetry::{
-    Metrics,
+    Metrics, listener,
     ops::{self, Health},
 };
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
@@ -21,7 +21,7 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
     forward::Forwarder,
-    grpc, listener, openai,
+    grpc, openai,
     readiness::{self, Readiness},
     sglang,
 };

@@ -13,7 +13,6 @@
 mod catalogue;
 pub mod config;
 mod generate;
-mod listener;
 mod load;
 mod ports;
 pub mod progress;

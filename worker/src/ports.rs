@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::{Router, routing::post};
 use penstock_proto::v1::inference_server::InferenceServer;
 use penstock_telemetry::{
-    Metrics,
+    Metrics, listener,
     ops::{self, Health},
 };
 use tokio::{net::TcpListener, task::JoinHandle};
@@ -13,7 +13,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     generate::InferenceService,
-    listener,
     readiness::{self, Readiness, ReadinessGate},
 };
 

@@ -1,5 +1,6 @@
 //! What every process of Penstock tells about itself: traces and metrics over OTLP, `/metrics` for
-//! Prometheus, log lines on stderr, and the trace context that travels with each request.
+//! Prometheus, log lines on stderr, and the trace context that travels with each request; and the two ports that
+//! every process has.
 //!
 //! ```text
 //!             ┌───────────── init ─────────────┐
@@ -27,6 +28,7 @@
 mod config;
 mod export;
 pub mod instruments;
+pub mod listener;
 mod logging;
 mod metrics;
 pub mod ops;

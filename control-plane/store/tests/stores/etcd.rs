@@ -372,6 +372,7 @@ async fn silence_is_noticed() {
     let mut watch = store.watch(Prefix::Rollouts, first).await.unwrap();
     next(&mut watch).await;
     signal(&etcd, "-STOP");
+    stopped(&etcd).await;
     let error = tokio::time::timeout(PATIENCE, store.health())
         .await
         .unwrap()
@@ -394,6 +395,25 @@ fn signal(etcd: &Etcd, signal: &str) {
         .args([signal, &etcd.child.id().to_string()])
         .status();
     assert!(status.unwrap().success());
+}
+
+/// Waits until every thread of etcd has stopped: the signal takes its time on a busy machine.
+async fn stopped(etcd: &Etcd) {
+    let tasks = format!("/proc/{}/task", etcd.child.id());
+    // The state follows the name, which stands in parentheses.
+    let is_stopped = |stat: String| stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T'));
+    loop {
+        let threads = std::fs::read_dir(&tasks)
+            .unwrap()
+            .map(|task| task.unwrap().path().join("stat"));
+        if threads
+            .into_iter()
+            .all(|stat| std::fs::read_to_string(stat).map_or(true, is_stopped))
+        {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 /// Waits until the store answers again.

@@ -21,7 +21,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves `router` until `stop`; then streams in flight finish, and connections end with them. Dropping the
 /// future ends all of it at once.
-pub(crate) async fn serve(listener: TcpListener, router: axum::Router, stop: CancellationToken) {
+pub async fn serve(listener: TcpListener, router: axum::Router, stop: CancellationToken) {
     let connections = TaskTracker::new();
     let kill = CancellationToken::new();
     let _kill_on_drop = kill.clone().drop_guard();
