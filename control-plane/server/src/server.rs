@@ -2,10 +2,10 @@
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use axum::serve::ListenerExt as _;
 use penstock_proto::v1::{admin_server::AdminServer, sync_server::SyncServer};
 use penstock_telemetry::{
     instruments::ControlPlaneMetrics,
+    listener,
     ops::{self, Health},
 };
 use tokio::{net::TcpListener, sync::watch};
@@ -41,9 +41,9 @@ pub enum BuildError {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RunError {
-    /// A port failed.
-    #[error("the port failed")]
-    Serve(#[from] io::Error),
+    /// What serves the port ended by itself.
+    #[error("the port is served no longer")]
+    Serve(#[from] tokio::task::JoinError),
 }
 
 /// Where a control plane listens.
@@ -85,7 +85,7 @@ impl Server {
     /// Serves until `shutdown`.
     ///
     /// # Errors
-    /// A port fails.
+    /// What serves the port ends by itself.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), RunError> {
         let Self {
             config,
@@ -97,16 +97,10 @@ impl Server {
         let (router, ops_router) = start(config, addresses, &streams, &tasks, &stop);
         tasks.spawn(serve_ops(ops_listener, ops_router, stop.clone()));
 
-        let listener = listener.tap_io(|stream| {
-            if let Err(error) = stream.set_nodelay(true) {
-                tracing::debug!(%error, "cannot set TCP_NODELAY");
-            }
-        });
-        let served = axum::serve(listener, router).with_graceful_shutdown(stop.clone().cancelled_owned());
-        let mut served = std::pin::pin!(served.into_future());
-        let result = tokio::select! {
-            result = &mut served => result,
-            () = shutdown.cancelled() => Ok(()),
+        let mut serving = tokio::spawn(listener::serve(listener, router, stop.clone()));
+        let failed = tokio::select! {
+            ended = &mut serving => Some(ended),
+            () = shutdown.cancelled() => None,
         };
         stop.cancel();
         streams.close();
@@ -114,11 +108,19 @@ impl Server {
         let ended = async {
             streams.wait().await;
             tasks.wait().await;
-            served.await
+            match failed {
+                Some(ended) => ended,
+                None => (&mut serving).await,
+            }
         };
-        // Connections that their other side keeps open are closed by force.
-        let _ = tokio::time::timeout(CLOSE_TIMEOUT, ended).await;
-        Ok(result?)
+        match tokio::time::timeout(CLOSE_TIMEOUT, ended).await {
+            Ok(ended) => Ok(ended?),
+            // Connections that their other side keeps open are closed by force.
+            Err(_) => {
+                serving.abort();
+                Ok(())
+            }
+        }
     }
 }
 

@@ -1,7 +1,5 @@
 //! `ctl route …`: the gateway's own assignment, run here.
 
-mod wire;
-
 use super::pick::only;
 use crate::{
     config::{Connection, RouteTest, RouteVerb},
@@ -24,7 +22,7 @@ pub(crate) async fn run(
     let mut admin = Admin::connect(connection).await?;
     let reply = admin.rpc.get_snapshot(GetSnapshotRequest {}).await;
     let snapshot = reply.map_err(|status| admin.failed(status))?.into_inner();
-    let snapshot = wire::snapshot(snapshot).map_err(|reason| admin.nonsense(reason))?;
+    let snapshot = Snapshot::try_from(snapshot).map_err(|error| admin.nonsense(error.to_string()))?;
     // A request without a key is drawn for by itself; here as there.
     let (draw, _) = uuid::Uuid::new_v4().as_u64_pair();
     emit(console, output, &test(&snapshot, &args, draw)?)
