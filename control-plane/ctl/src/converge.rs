@@ -141,7 +141,9 @@ impl Change {
             return Progress::Waiting;
         }
         match (self.goal, rollout.phase()) {
-            (Goal::Promoted, Phase::Succeeded) | (Goal::RolledBack, Phase::RolledBack) => Progress::Done,
+            // Success is a plan of its own, with the canary as stable: it too is to arrive everywhere.
+            (Goal::Promoted, Phase::Succeeded) if acknowledged(status) => Progress::Done,
+            (Goal::RolledBack, Phase::RolledBack) => Progress::Done,
             (Goal::Share(_) | Goal::Promoted, Phase::Aborting | Phase::RolledBack) => Progress::RolledBack,
             (Goal::Share(_), Phase::Promoting | Phase::Succeeded) => Progress::Superseded,
             (Goal::Share(ppm), _) if rollout.canary_ppm != ppm => Progress::Superseded,

@@ -57,7 +57,7 @@ impl Banner<'_> {
         )?;
         writeln!(
             out,
-            "    -d '{{\"model\": \"{model}\", \"messages\": [{{\"role\": \"user\", \"content\": \"地球的周长是多少?\"}}]}}'"
+            "    -d '{{\"model\": \"{model}\", \"temperature\": 0, \"messages\": [{{\"role\": \"user\", \"content\": \"地球的周长是多少?\"}}]}}'"
         )?;
         let ctl = format!("{} ctl", self.program);
         let gateway = if self.explicit {
@@ -72,7 +72,7 @@ impl Banner<'_> {
         };
         writeln!(
             out,
-            "  {ctl} generate{gateway} 'How long is the equator?'      # gRPC Generate"
+            "  {ctl} generate{gateway} --temperature 0 'How long is the equator?'      # gRPC Generate"
         )?;
         writeln!(out, "  {ctl} rollout set --canary 5%{control_plane}")?;
         writeln!(out, "\nCtrl-C drains and stops.")
