@@ -46,7 +46,7 @@ pub(crate) fn assign(view: &Arc<View>, model: &str, headers: &HeaderMap) -> Resu
     let lookup = |name: &str| text(headers, name);
     let attributes = Attributes {
         pin,
-        metadata: &lookup,
+        ..Attributes::new(&lookup)
     };
     let assignment =
         penstock_plan::assign(route, &attributes, rand::random()).map_err(|error| match &error {

@@ -161,12 +161,14 @@ mod tests {
             canary: Some(Canary {
                 revision: Revision::new("v2", "bb"),
                 share,
+                ..Canary::default()
             }),
             rollout_uid: "r-1".into(),
             generation: 1,
             sticky: Sticky::default(),
             pinnable: vec![],
             revoked: vec![],
+            ..Route::default()
         };
         Arc::new(Snapshot {
             epoch: 7,

@@ -77,6 +77,13 @@ impl Inference for InferenceService {
     ) -> Result<Response<v1::ListModelsResponse>, Status> {
         Ok(Response::new(self.catalogue.list()))
     }
+
+    async fn feedback(
+        &self,
+        _: Request<v1::FeedbackRequest>,
+    ) -> Result<Response<v1::FeedbackResponse>, Status> {
+        Err(Status::unimplemented("feedback goes to a gateway"))
+    }
 }
 
 /// A call whose sequence the engine has taken.

@@ -84,7 +84,8 @@ impl Mirror {
             Some(Resource::Endpoints(wire)) => self.endpoints(nonce, wire.into()),
             // Nothing to take over; the answer says what is served, whatever the heartbeat hoped for.
             Some(Resource::Heartbeat(_)) => vec![self.ack(nonce)],
-            None => {
+            // A placement is for workers.
+            Some(Resource::Placement(_)) | None => {
                 let why = "this node does not know the resource; it is older than the control plane";
                 vec![nack(
                     nonce,

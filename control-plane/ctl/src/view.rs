@@ -446,6 +446,12 @@ pub(crate) fn phase(phase: v1::Phase) -> &'static str {
         v1::Phase::Succeeded => "succeeded",
         v1::Phase::Aborting => "aborting",
         v1::Phase::RolledBack => "rolled_back",
+        v1::Phase::Pending => "pending",
+        v1::Phase::Warming => "warming",
+        v1::Phase::Soaking => "soaking",
+        v1::Phase::Judging => "judging",
+        v1::Phase::Baking => "baking",
+        v1::Phase::Draining => "draining",
     }
 }
 

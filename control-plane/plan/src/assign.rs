@@ -1,20 +1,26 @@
 //! Which revision serves a request, and why.
 
-use std::{fmt, hash::Hasher as _};
+use std::{fmt, hash::Hasher as _, net::IpAddr};
 
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::{OnMissing, Revision, Route};
+use crate::{Canary, OnMissing, Ppm, Revision, Route};
 
 /// Written before salt and key, so that another scheme gives other buckets.
 const SCHEME: &[u8] = b"penstock.bucket.v1";
 
 /// What assignment looks at.
 pub struct Attributes<'a> {
+    /// Revision that an operator's emergency override sends everything to.
+    pub override_to: Option<&'a str>,
     /// Revision asked for by `x-model-version`.
     pub pin: Option<&'a str>,
     /// Looks up a metadata entry by its lower-case name.
     pub metadata: &'a dyn Fn(&str) -> Option<&'a str>,
+    /// Address of the other end of the connection.
+    pub peer: Option<IpAddr>,
+    /// Who authenticated, where somebody did.
+    pub subject: Option<&'a str>,
 }
 
 /// Where a request goes.
@@ -26,11 +32,21 @@ pub struct Assignment<'a> {
     pub reason: Reason,
     /// Its bucket, 0 to 999,999, where one decided.
     pub bucket: Option<u32>,
+    /// Priority of the rule that matched, if one did.
+    pub rule: Option<u32>,
 }
 
 /// Why a request was assigned to its revision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Reason {
+    /// An operator's emergency override on this gateway.
+    Override,
+    /// Its key is held out of every rollout of the model; stable serves.
+    HoldOut,
+    /// A match rule decided.
+    Rule,
+    /// The canary could not take it; stable serves.
+    Spill,
     /// It asked for this revision.
     Pin,
     /// It asked for a revision that was aborted; stable serves.
@@ -61,7 +77,7 @@ pub enum AssignError {
     },
 }
 
-/// Assigns a request: an authorised pin, then the bucket of its key, else stable.
+/// Assigns a request: override, pin, hold-out, match rules by priority, the bucket of its key, else stable.
 ///
 /// `draw` is a random number for this request, used only where it has no key and the plan draws for such
 /// requests.
@@ -73,49 +89,77 @@ pub fn assign<'r>(
     attributes: &Attributes<'_>,
     draw: u64,
 ) -> Result<Assignment<'r>, AssignError> {
-    let stable = |reason, bucket| Assignment {
-        revision: &route.stable,
-        reason,
-        bucket,
-    };
+    let find = |name: &str| route.revisions().find(|revision| revision.name == name);
+    if let Some(revision) = attributes.override_to.and_then(find) {
+        return Ok(decided(revision, Reason::Override));
+    }
     if let Some(pin) = attributes.pin {
         if route.revoked.iter().any(|name| name == pin) {
-            return Ok(stable(Reason::PinRevoked, None));
+            return Ok(decided(&route.stable, Reason::PinRevoked));
         }
-        return match route.revisions().find(|revision| revision.name == pin) {
-            Some(revision) => Ok(Assignment {
-                revision,
-                reason: Reason::Pin,
-                bucket: None,
-            }),
-            None => Err(AssignError::UnknownRevision {
+        return find(pin)
+            .map(|revision| decided(revision, Reason::Pin))
+            .ok_or_else(|| AssignError::UnknownRevision {
                 model: route.model.clone(),
                 revision: pin.to_owned(),
                 known: route.revisions().map(|revision| revision.name.clone()).collect(),
-            }),
-        };
+            });
     }
-    let Some(canary) = &route.canary else {
-        return Ok(stable(Reason::NoRollout, None));
-    };
-    let key = route
-        .sticky
-        .keys
+    match &route.canary {
+        Some(canary) => Ok(split(route, canary, attributes, draw)),
+        None => Ok(decided(&route.stable, Reason::NoRollout)),
+    }
+}
+
+/// The part of assignment that depends on the rollout.
+fn split<'r>(route: &'r Route, canary: &'r Canary, attributes: &Attributes<'_>, draw: u64) -> Assignment<'r> {
+    let key = route.sticky.key(attributes);
+    let held_out = |key: &str| bucket(&holdout_salt(&route.model), key.as_bytes()) < route.holdout.get();
+    if route.holdout > Ppm::ZERO && key.as_deref().is_some_and(held_out) {
+        return decided(&route.stable, Reason::HoldOut);
+    }
+    let rule = route
+        .rules
         .iter()
-        .find_map(|key| (attributes.metadata)(key.metadata()).filter(|v| !v.is_empty()));
-    let (bucket, reason) = match (key, route.sticky.on_missing) {
+        .find(|rule| rule.matches(attributes, &route.sticky));
+    let share = rule.map_or(canary.share, |rule| rule.canary);
+    let priority = rule.map(|rule| rule.priority);
+    let whole = rule.is_some() && (share == Ppm::ZERO || share == Ppm::ALL);
+    let (bucket, reason) = match (&key, route.sticky.on_missing) {
+        (None, OnMissing::Stable) if !whole => {
+            return Assignment {
+                rule: priority,
+                ..decided(&route.stable, Reason::MissingKey)
+            };
+        }
         (Some(key), _) => (bucket(&route.rollout_uid, key.as_bytes()), Reason::Bucket),
-        (None, OnMissing::Request) => (scale(draw), Reason::Request),
-        (None, OnMissing::Stable) => return Ok(stable(Reason::MissingKey, None)),
+        (None, _) => (scale(draw), Reason::Request),
     };
-    if bucket < canary.share.get() {
-        return Ok(Assignment {
-            revision: &canary.revision,
-            reason,
-            bucket: Some(bucket),
-        });
+    let revision = if bucket < share.get() {
+        &canary.revision
+    } else {
+        &route.stable
+    };
+    Assignment {
+        revision,
+        reason: if rule.is_some() { Reason::Rule } else { reason },
+        bucket: (!whole).then_some(bucket),
+        rule: priority,
     }
-    Ok(stable(reason, Some(bucket)))
+}
+
+const fn decided(revision: &Revision, reason: Reason) -> Assignment<'_> {
+    Assignment {
+        revision,
+        reason,
+        bucket: None,
+        rule: None,
+    }
+}
+
+/// The hold-out's salt is the model's, so that the same keys stay out of every rollout.
+fn holdout_salt(model: &str) -> String {
+    format!("holdout/{model}")
 }
 
 /// The bucket of a key, 0 to 999,999: `(xxh3_64(scheme ‖ 0 ‖ salt ‖ 0 ‖ key) · 1,000,000) >> 64`.
@@ -137,12 +181,31 @@ fn scale(bits: u64) -> u32 {
     ((u128::from(bits) * 1_000_000) >> 64) as u32
 }
 
+// === impl Attributes ===
+
+impl<'a> Attributes<'a> {
+    /// A request that has this metadata and nothing else.
+    pub const fn new(metadata: &'a dyn Fn(&str) -> Option<&'a str>) -> Self {
+        Self {
+            override_to: None,
+            pin: None,
+            metadata,
+            peer: None,
+            subject: None,
+        }
+    }
+}
+
 // === impl Reason ===
 
 impl Reason {
     /// As it stands in metadata and telemetry.
     pub const fn as_str(self) -> &'static str {
         match self {
+            Self::Override => "override",
+            Self::HoldOut => "hold_out",
+            Self::Rule => "rule",
+            Self::Spill => "spill",
             Self::Pin => "pin",
             Self::PinRevoked => "pin_revoked",
             Self::Bucket => "bucket",

@@ -9,20 +9,18 @@
 //! and draws no random number: whatever it needs is an argument.
 //!
 //! ```
-//! use penstock_plan::{Attributes, Canary, Ppm, Reason, Revision, Route, Sticky, assign};
+//! use penstock_plan::{Attributes, Canary, Ppm, Reason, Revision, Route, assign};
 //!
 //! let route = Route {
 //!     model: "demo".into(),
 //!     stable: Revision::new("v1", "aa"),
-//!     canary: Some(Canary { revision: Revision::new("v2", "bb"), share: Ppm::ALL }),
+//!     canary: Some(Canary { revision: Revision::new("v2", "bb"), share: Ppm::ALL, min_ready: 1 }),
 //!     rollout_uid: "r-1".into(),
 //!     generation: 1,
-//!     sticky: Sticky::default(),
-//!     pinnable: vec![],
-//!     revoked: vec![],
+//!     ..Route::default()
 //! };
 //! let metadata = |name: &str| (name == "x-user-id").then_some("ada");
-//! let assignment = assign(&route, &Attributes { pin: None, metadata: &metadata }, 0)?;
+//! let assignment = assign(&route, &Attributes::new(&metadata), 0)?;
 //! assert_eq!((assignment.revision.name.as_str(), assignment.reason), ("v2", Reason::Bucket));
 //! # Ok::<(), penstock_plan::AssignError>(())
 //! ```
@@ -32,6 +30,7 @@ pub mod planner;
 mod ppm;
 mod rollout;
 mod route;
+mod rule;
 mod snapshot;
 mod topology;
 
@@ -41,5 +40,6 @@ pub use rollout::{Change, CreateRollout, Phase, Rollout, RolloutError};
 pub use route::{
     Canary, OnMissing, Published, Revision, Route, Sticky, StickyKey, StickyKeyError, build_routes,
 };
+pub use rule::{DEVICE, FORWARDED_FOR, Mirror, REGION, Rule, Threshold, Trial, client_address};
 pub use snapshot::{Snapshot, SnapshotError};
 pub use topology::{Endpoint, EndpointSet, PublishedRevision, ServedRevision, WorkerRecord};

@@ -1,13 +1,13 @@
 //! Routes: which revisions serve a model, and with what share.
 
-use std::{collections::BTreeMap, fmt, str::FromStr};
+use std::{borrow::Cow, collections::BTreeMap, fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Phase, Ppm, PublishedRevision, Rollout};
+use crate::{Attributes, Mirror, Phase, Ppm, PublishedRevision, Rollout, Rule, Trial, client_address};
 
 /// A revision by name and content.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Revision {
     /// Name, e.g. `v2`.
     pub name: String,
@@ -16,16 +16,19 @@ pub struct Revision {
 }
 
 /// The side of a split that is being tried.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Canary {
     /// The revision being tried.
     pub revision: Revision,
     /// Its share of the keys.
     pub share: Ppm,
+    /// Workers that a gateway must reach before it applies the route.
+    #[serde(default)]
+    pub min_ready: u32,
 }
 
 /// Where requests for one model go.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Route {
     /// Name of the model.
     pub model: String,
@@ -43,6 +46,18 @@ pub struct Route {
     pub pinnable: Vec<Revision>,
     /// Names of aborted revisions: a pin to one is ignored.
     pub revoked: Vec<String>,
+    /// In the order of their priority; the first that matches decides.
+    #[serde(default)]
+    pub rules: Vec<Rule>,
+    /// Share of the keys that no rollout of this model touches.
+    #[serde(default)]
+    pub holdout: Ppm,
+    /// Copies of requests to the canary.
+    #[serde(default)]
+    pub mirror: Option<Mirror>,
+    /// What is being observed; absent without a rollout.
+    #[serde(default)]
+    pub trial: Option<Trial>,
 }
 
 /// What keeps a user on one side of a split.
@@ -52,16 +67,28 @@ pub struct Sticky {
     pub keys: Vec<StickyKey>,
     /// What happens to a request that has none.
     pub on_missing: OnMissing,
+    /// Proxies in front of the gateway whose `x-forwarded-for` entries are believed, for `client_ip`.
+    #[serde(default)]
+    pub trusted_hops: u8,
 }
 
-/// A request attribute that may be a key: `metadata:NAME`, in gRPC metadata or HTTP headers.
+/// A request attribute that may be a key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct StickyKey(String);
+pub enum StickyKey {
+    /// `metadata:NAME`: an entry of gRPC metadata or an HTTP header, in lower case.
+    Metadata(String),
+    /// `auth:subject`: who authenticated.
+    Subject,
+    /// `client_ip`: the client's address.
+    ClientIp,
+}
 
 /// A sticky key that cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not a sticky key: write metadata:NAME, for example metadata:x-user-id")]
+#[error(
+    "{0:?} is not a sticky key: write metadata:NAME, for example metadata:x-user-id, auth:subject or client_ip"
+)]
 pub struct StickyKeyError(String);
 
 /// What happens to a request without a key.
@@ -102,11 +129,7 @@ fn plain_route(model: &str, revisions: &[PublishedRevision]) -> Option<Route> {
         model: model.to_owned(),
         pinnable: others(revisions, &[&first.name], &[]),
         stable: first,
-        canary: None,
-        rollout_uid: String::new(),
-        generation: 0,
-        sticky: Sticky::default(),
-        revoked: Vec::new(),
+        ..Route::default()
     })
 }
 
@@ -118,6 +141,7 @@ fn rollout_route(rollout: &Rollout, revisions: &[PublishedRevision]) -> Option<R
             find(&rollout.canary).map(|revision| Canary {
                 revision,
                 share: rollout.share,
+                min_ready: 0,
             })
         }
         Phase::Succeeded | Phase::Aborting | Phase::RolledBack => None,
@@ -135,6 +159,7 @@ fn rollout_route(rollout: &Rollout, revisions: &[PublishedRevision]) -> Option<R
         generation: rollout.generation,
         sticky: rollout.sticky.clone(),
         revoked: rollout.revoked.clone(),
+        ..Route::default()
     })
 }
 
@@ -178,24 +203,37 @@ impl Route {
 impl Default for Sticky {
     fn default() -> Self {
         Self {
-            keys: vec![StickyKey("x-user-id".into())],
+            keys: vec![StickyKey::Metadata("x-user-id".into())],
             on_missing: OnMissing::Request,
+            trusted_hops: 0,
         }
+    }
+}
+
+impl Sticky {
+    /// The request's key: the first of the attributes that it has.
+    pub fn key<'a>(&self, attributes: &Attributes<'a>) -> Option<Cow<'a, str>> {
+        self.keys.iter().find_map(|key| match key {
+            StickyKey::Metadata(name) => (attributes.metadata)(name)
+                .filter(|value| !value.is_empty())
+                .map(Cow::Borrowed),
+            StickyKey::Subject => attributes.subject.map(Cow::Borrowed),
+            StickyKey::ClientIp => {
+                client_address(attributes, self.trusted_hops).map(|address| address.to_string().into())
+            }
+        })
     }
 }
 
 // === impl StickyKey ===
 
-impl StickyKey {
-    /// Name of the metadata entry, in lower case.
-    pub fn metadata(&self) -> &str {
-        &self.0
-    }
-}
-
 impl fmt::Display for StickyKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "metadata:{}", self.0)
+        match self {
+            Self::Metadata(name) => write!(f, "metadata:{name}"),
+            Self::Subject => f.pad("auth:subject"),
+            Self::ClientIp => f.pad("client_ip"),
+        }
     }
 }
 
@@ -203,6 +241,11 @@ impl FromStr for StickyKey {
     type Err = StickyKeyError;
 
     fn from_str(value: &str) -> Result<Self, StickyKeyError> {
+        match value {
+            "auth:subject" => return Ok(Self::Subject),
+            "client_ip" => return Ok(Self::ClientIp),
+            _ => {}
+        }
         let name = value
             .strip_prefix("metadata:")
             .or_else(|| value.strip_prefix("header:"))
@@ -211,7 +254,7 @@ impl FromStr for StickyKey {
         if name.is_empty() || !name.bytes().all(token) {
             return Err(StickyKeyError(value.to_owned()));
         }
-        Ok(Self(name.to_ascii_lowercase()))
+        Ok(Self::Metadata(name.to_ascii_lowercase()))
     }
 }
 

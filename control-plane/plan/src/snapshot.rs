@@ -7,7 +7,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Revision, Route};
+use crate::{Revision, Route, Rule};
 
 /// The routes of every model, under one number.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,7 +39,7 @@ impl Snapshot {
     /// length, each integer in eight little-endian bytes; it does not depend on any serialization library.
     pub fn digest(&self) -> String {
         let mut form = Canonical::default();
-        form.text("penstock.snapshot.v1");
+        form.text("penstock.snapshot.v2");
         form.number(self.epoch);
         form.number(self.routes.len() as u64);
         for route in self.routes.values() {
@@ -93,6 +93,17 @@ fn check(model: &str, route: &Route) -> Result<(), (String, String)> {
         return Err((
             "rollout_uid".into(),
             "a canary needs the uid of its rollout, the salt of the bucket".into(),
+        ));
+    }
+    let misplaced = route
+        .rules
+        .windows(2)
+        .position(|pair| pair[0].priority >= pair[1].priority);
+    if let Some(at) = misplaced {
+        let priority = route.rules[at + 1].priority;
+        return Err((
+            format!("rules[{}].priority", at + 1),
+            format!("{priority} is not above the rule's before it"),
         ));
     }
     let revoked = route
@@ -172,6 +183,55 @@ impl Canonical {
         for name in &route.revoked {
             self.text(name);
         }
+        self.number(u64::from(route.sticky.trusted_hops));
+        self.number(
+            route
+                .canary
+                .as_ref()
+                .map_or(0, |canary| u64::from(canary.min_ready)),
+        );
+        self.number(route.rules.len() as u64);
+        for rule in &route.rules {
+            self.rule(rule);
+        }
+        self.number(u64::from(route.holdout.get()));
+        self.number(u64::from(route.mirror.is_some()));
+        if let Some(mirror) = &route.mirror {
+            self.number(u64::from(mirror.share.get()));
+            self.number(u64::from(mirror.max_output_tokens));
+        }
+        self.number(u64::from(route.trial.is_some()));
+        if let Some(trial) = &route.trial {
+            self.number(u64::from(trial.attempt));
+            self.number(u64::from(trial.step));
+            self.number(u64::from(trial.window_s));
+            self.number(trial.thresholds.len() as u64);
+            for threshold in &trial.thresholds {
+                self.text(&threshold.metric);
+                self.number(threshold.over.to_bits());
+            }
+        }
+    }
+
+    fn rule(&mut self, rule: &Rule) {
+        self.number(u64::from(rule.priority));
+        self.number(rule.headers.len() as u64);
+        for (name, value) in &rule.headers {
+            self.text(name);
+            self.text(value);
+        }
+        for list in [&rule.users, &rule.regions, &rule.devices] {
+            self.number(list.len() as u64);
+            for value in list {
+                self.text(value);
+            }
+        }
+        self.number(rule.client_ip.len() as u64);
+        for network in &rule.client_ip {
+            self.text(&network.to_string());
+        }
+        self.number(u64::from(rule.trusted_hops));
+        self.number(u64::from(rule.canary.get()));
     }
 }
 

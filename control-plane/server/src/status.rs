@@ -34,6 +34,7 @@ pub(crate) fn rollout(state: &State, gateways: &Gateways, stored: &Stored<Rollou
         stable_endpoints: count(state.endpoints_of(&rollout.model, rollout.serving_stable())),
         canary_endpoints: count(state.endpoints_of(&rollout.model, &rollout.canary)),
         rollout: Some(convert::rollout(rollout, stored.mod_revision, message)),
+        ..v1::RolloutStatus::default()
     }
 }
 
@@ -80,6 +81,7 @@ pub(crate) fn models(state: &State) -> Vec<v1::PublishedModel> {
             role: role(&published.revision).to_owned(),
             name: published.revision,
             digest: published.digest,
+            ..v1::PublishedRevision::default()
         });
         v1::PublishedModel {
             revisions: revisions.collect(),

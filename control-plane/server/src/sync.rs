@@ -187,7 +187,9 @@ impl GatewayStream {
         match message.message {
             Some(Message::Ack(ack)) => self.hear_ack(&ack),
             Some(Message::Nack(nack)) => self.hear_nack(nack),
-            Some(Message::Alive(_) | Message::Hello(_)) | None => self.gateways.said(&self.session),
+            Some(Message::Alive(_) | Message::Hello(_) | Message::Stats(_) | Message::Worker(_)) | None => {
+                self.gateways.said(&self.session)
+            }
         }
     }
 
@@ -204,7 +206,7 @@ impl GatewayStream {
                     self.world.touch();
                 }
             }
-            Some(Applied::Endpoints(_)) | None => self.gateways.said(&self.session),
+            Some(Applied::Endpoints(_) | Applied::Placement(_)) | None => self.gateways.said(&self.session),
         }
     }
 

@@ -211,6 +211,13 @@ impl Inference for Service {
     ) -> Result<Response<v1::ListModelsResponse>, Status> {
         Err(Status::internal("the gateway answers this itself"))
     }
+
+    async fn feedback(
+        &self,
+        _: Request<v1::FeedbackRequest>,
+    ) -> Result<Response<v1::FeedbackResponse>, Status> {
+        Err(Status::unimplemented("not in this test"))
+    }
 }
 
 fn reply(logprobs: Option<u32>) -> [v1::GenerateResponse; 2] {
@@ -288,12 +295,14 @@ pub(crate) fn view(percent: u32, endpoints: Vec<Endpoint>) -> View {
         canary: Some(Canary {
             revision: revision("v2"),
             share,
+            ..Canary::default()
         }),
         rollout_uid: "r-1".into(),
         generation: 1,
         sticky: Sticky::default(),
         pinnable: vec![revision("v3")],
         revoked: vec!["v0".into()],
+        ..Route::default()
     };
     let snapshot = Snapshot {
         epoch: 42,

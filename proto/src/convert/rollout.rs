@@ -25,6 +25,7 @@ pub fn rollout(rollout: &Rollout, store_revision: u64, message: impl Into<String
         actor: rollout.actor.clone(),
         reason: rollout.reason.clone(),
         message: message.into(),
+        ..v1::Rollout::default()
     }
 }
 
@@ -53,6 +54,7 @@ impl TryFrom<v1::Phase> for Phase {
             v1::Phase::Succeeded => Ok(Self::Succeeded),
             v1::Phase::Aborting => Ok(Self::Aborting),
             v1::Phase::RolledBack => Ok(Self::RolledBack),
+            other => Err(ConvertError::new("phase", format!("{other:?} is not known here"))),
         }
     }
 }

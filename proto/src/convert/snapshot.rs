@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use penstock_plan::{Canary, OnMissing, Ppm, Revision, Route, Snapshot, Sticky};
+use penstock_plan::{
+    Canary, Mirror, OnMissing, Ppm, Revision, Route, Rule, Snapshot, Sticky, Threshold, Trial,
+};
 
 use super::{ConvertError, required};
 use crate::v1;
@@ -51,6 +53,13 @@ impl From<&Route> for v1::Route {
             sticky: Some((&route.sticky).into()),
             pinnable: route.pinnable.iter().map(v1::Revision::from).collect(),
             revoked: route.revoked.clone(),
+            rules: route.rules.iter().map(v1::Rule::from).collect(),
+            holdout_ppm: route.holdout.get(),
+            mirror: route.mirror.map(|mirror| v1::Mirror {
+                ppm: mirror.share.get(),
+                max_output_tokens: mirror.max_output_tokens,
+            }),
+            trial: route.trial.as_ref().map(v1::Trial::from),
         }
     }
 }
@@ -62,6 +71,15 @@ impl TryFrom<v1::Route> for Route {
         let stable = required(wire.stable, "stable")?.into();
         let canary = wire.canary.map(Canary::try_from).transpose();
         let sticky = Sticky::try_from(required(wire.sticky, "sticky")?);
+        let rules = wire.rules.into_iter().enumerate().map(|(index, rule)| {
+            Rule::try_from(rule).map_err(|error| error.within(&format!("rules[{index}]")))
+        });
+        let mirror = wire.mirror.map(|mirror| {
+            Ok(Mirror {
+                share: ppm(mirror.ppm, "mirror.ppm")?,
+                max_output_tokens: mirror.max_output_tokens,
+            })
+        });
         Ok(Self {
             model: wire.model,
             stable,
@@ -71,8 +89,107 @@ impl TryFrom<v1::Route> for Route {
             sticky: sticky.map_err(|error| error.within("sticky"))?,
             pinnable: wire.pinnable.into_iter().map(Revision::from).collect(),
             revoked: wire.revoked,
+            rules: rules.collect::<Result<_, _>>()?,
+            holdout: ppm(wire.holdout_ppm, "holdout_ppm")?,
+            mirror: mirror.transpose()?,
+            trial: wire.trial.map(Trial::try_from).transpose()?,
         })
     }
+}
+
+impl From<&Trial> for v1::Trial {
+    fn from(trial: &Trial) -> Self {
+        let threshold = |threshold: &Threshold| v1::Threshold {
+            metric: threshold.metric.clone(),
+            over: threshold.over,
+        };
+        Self {
+            attempt: trial.attempt,
+            step: trial.step,
+            thresholds: trial.thresholds.iter().map(threshold).collect(),
+            window_s: trial.window_s,
+        }
+    }
+}
+
+impl TryFrom<v1::Trial> for Trial {
+    type Error = ConvertError;
+
+    fn try_from(wire: v1::Trial) -> Result<Self, ConvertError> {
+        let threshold = |(index, threshold): (usize, v1::Threshold)| {
+            if threshold.over.is_nan() {
+                let field = format!("trial.thresholds[{index}].over");
+                return Err(ConvertError::new(&field, "it is not a number"));
+            }
+            Ok(Threshold {
+                metric: threshold.metric,
+                over: threshold.over,
+            })
+        };
+        Ok(Self {
+            attempt: wire.attempt,
+            step: wire.step,
+            thresholds: wire
+                .thresholds
+                .into_iter()
+                .enumerate()
+                .map(threshold)
+                .collect::<Result<_, _>>()?,
+            window_s: wire.window_s,
+        })
+    }
+}
+
+impl From<&Rule> for v1::Rule {
+    fn from(rule: &Rule) -> Self {
+        Self {
+            priority: rule.priority,
+            headers: rule.headers.clone().into_iter().collect(),
+            users: rule.users.clone(),
+            regions: rule.regions.clone(),
+            devices: rule.devices.clone(),
+            client_ip: rule.client_ip.iter().map(ToString::to_string).collect(),
+            trusted_hops: rule.trusted_hops.into(),
+            canary_ppm: rule.canary.get(),
+        }
+    }
+}
+
+impl TryFrom<v1::Rule> for Rule {
+    type Error = ConvertError;
+
+    fn try_from(wire: v1::Rule) -> Result<Self, ConvertError> {
+        let network = |(index, network): (usize, &String)| {
+            network.parse().map_err(|_| {
+                let message = format!("{network:?} is not a network such as 10.0.0.0/8");
+                ConvertError::new(&format!("client_ip[{index}]"), message)
+            })
+        };
+        Ok(Self {
+            client_ip: wire
+                .client_ip
+                .iter()
+                .enumerate()
+                .map(network)
+                .collect::<Result<_, _>>()?,
+            priority: wire.priority,
+            headers: wire.headers.into_iter().collect(),
+            users: wire.users,
+            regions: wire.regions,
+            devices: wire.devices,
+            trusted_hops: hops(wire.trusted_hops)?,
+            canary: ppm(wire.canary_ppm, "canary_ppm")?,
+        })
+    }
+}
+
+fn ppm(value: u32, field: &str) -> Result<Ppm, ConvertError> {
+    Ppm::new(value).map_err(|error| ConvertError::new(field, error.to_string()))
+}
+
+fn hops(value: u32) -> Result<u8, ConvertError> {
+    u8::try_from(value)
+        .map_err(|_| ConvertError::new("trusted_hops", format!("{value} hops are more than 255")))
 }
 
 impl From<&Revision> for v1::Revision {
@@ -98,6 +215,7 @@ impl From<&Canary> for v1::Canary {
         Self {
             revision: Some((&canary.revision).into()),
             ppm: canary.share.get(),
+            min_ready: canary.min_ready,
         }
     }
 }
@@ -106,10 +224,10 @@ impl TryFrom<v1::Canary> for Canary {
     type Error = ConvertError;
 
     fn try_from(wire: v1::Canary) -> Result<Self, ConvertError> {
-        let share = Ppm::new(wire.ppm).map_err(|error| ConvertError::new("ppm", error.to_string()))?;
         Ok(Self {
             revision: required(wire.revision, "revision")?.into(),
-            share,
+            share: ppm(wire.ppm, "ppm")?,
+            min_ready: wire.min_ready,
         })
     }
 }
@@ -123,6 +241,7 @@ impl From<&Sticky> for v1::Sticky {
         Self {
             keys: sticky.keys.iter().map(ToString::to_string).collect(),
             on_missing: on_missing.into(),
+            trusted_hops: sticky.trusted_hops.into(),
         }
     }
 }
@@ -149,6 +268,7 @@ impl TryFrom<v1::Sticky> for Sticky {
         Ok(Self {
             keys: keys.collect::<Result<_, _>>()?,
             on_missing,
+            trusted_hops: hops(wire.trusted_hops)?,
         })
     }
 }

@@ -16,12 +16,13 @@ fn sticky() -> impl Strategy<Value = Sticky> {
     (vec("metadata:[a-z][a-z0-9_.-]{0,8}", 0..3), on_missing).prop_map(|(keys, on_missing)| Sticky {
         keys: keys.iter().map(|key| key.parse().unwrap()).collect(),
         on_missing,
+        ..Sticky::default()
     })
 }
 
 prop_compose! {
     fn canary()(revision in revision(), ppm in 0..=1_000_000u32) -> Canary {
-        Canary { revision, share: Ppm::new(ppm).unwrap() }
+        Canary { revision, share: Ppm::new(ppm).unwrap(), ..Canary::default() }
     }
 }
 
@@ -36,7 +37,7 @@ prop_compose! {
         pinnable in vec(revision(), 0..3),
         revoked in vec(any::<String>(), 0..3),
     ) -> Route {
-        Route { model, stable, canary, rollout_uid, generation, sticky, pinnable, revoked }
+        Route { model, stable, canary, rollout_uid, generation, sticky, pinnable, revoked, ..Route::default() }
     }
 }
 
@@ -118,15 +119,18 @@ fn wire_route() -> v1::Route {
                 digest: "bb".into(),
             }),
             ppm: 50_000,
+            ..v1::Canary::default()
         }),
         rollout_uid: "r-1".into(),
         generation: 1,
         sticky: Some(v1::Sticky {
             keys: vec!["metadata:x-user-id".into()],
             on_missing: 1,
+            ..v1::Sticky::default()
         }),
         pinnable: vec![],
         revoked: vec![],
+        ..v1::Route::default()
     }
 }
 

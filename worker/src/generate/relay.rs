@@ -202,6 +202,7 @@ impl Relay {
             repetition: self.reply.repetition(),
             running: count(engine.running),
             waiting: count(engine.waiting),
+            ..v1::RequestStats::default()
         }
     }
 }

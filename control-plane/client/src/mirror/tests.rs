@@ -14,6 +14,7 @@ fn route(stable: &str) -> Route {
         sticky: Sticky::default(),
         pinnable: vec![],
         revoked: vec![],
+        ..Route::default()
     }
 }
 

@@ -96,6 +96,7 @@ impl Command<'_> {
             sticky: None,
             reason: change.reason.clone(),
             actor: change.actor.clone(),
+            ..CreateRolloutRequest::default()
         };
         let reply = self.admin.rpc.create_rollout(request).await;
         let written = reply.map_err(|status| self.admin.failed(status))?.into_inner();
@@ -171,6 +172,7 @@ impl Command<'_> {
             uid: rollout.uid,
             reason: change.reason.clone(),
             actor: change.actor.clone(),
+            ..AbortRolloutRequest::default()
         };
         let reply = self.admin.rpc.abort_rollout(request).await;
         let written = reply.map_err(|status| self.admin.failed(status))?.into_inner();
@@ -255,6 +257,7 @@ impl Command<'_> {
                     expect_revision,
                     reason,
                     actor,
+                    ..SetRolloutRequest::default()
                 };
                 self.admin.rpc.set_rollout(request).await
             }
@@ -264,6 +267,7 @@ impl Command<'_> {
                     expect_revision,
                     reason,
                     actor,
+                    ..PromoteRolloutRequest::default()
                 };
                 self.admin.rpc.promote_rollout(request).await
             }

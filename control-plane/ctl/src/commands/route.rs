@@ -37,12 +37,12 @@ fn test(snapshot: &Snapshot, args: &RouteTest, draw: u64) -> Result<Answer, CtlE
     };
     let attributes = Attributes {
         pin: lookup(metadata::MODEL_VERSION),
-        metadata: &lookup,
+        ..Attributes::new(&lookup)
     };
     let assignment =
         assign(route, &attributes, draw).map_err(|error| CtlError::NotFound(error.to_string()))?;
     let share = route.canary.as_ref().map(|canary| canary.share);
-    let keys: Vec<_> = route.sticky.keys.iter().map(|key| key.metadata()).collect();
+    let keys: Vec<_> = route.sticky.keys.iter().map(ToString::to_string).collect();
     let drawn = assignment.reason == Reason::Request;
     Ok(Answer {
         model: route.model.clone(),
@@ -124,7 +124,7 @@ impl View for Answer {
 mod tests {
     use super::*;
     use crate::config::RequestAttributes;
-    use penstock_plan::{Canary, Revision, Sticky, bucket};
+    use penstock_plan::{Canary, Revision, bucket};
 
     fn snapshot(share: u32) -> Snapshot {
         let route = Route {
@@ -133,12 +133,12 @@ mod tests {
             canary: Some(Canary {
                 revision: Revision::new("v2", "bb"),
                 share: Ppm::new(share).unwrap(),
+                min_ready: 0,
             }),
             rollout_uid: "r-1".into(),
             generation: 3,
-            sticky: Sticky::default(),
-            pinnable: vec![],
             revoked: vec!["v3".into()],
+            ..Route::default()
         };
         Snapshot {
             epoch: 9,
@@ -198,7 +198,9 @@ mod tests {
         let answer = ask(500_000, RequestAttributes::default()).unwrap();
         assert_eq!(answer.reason, "request");
         assert!(
-            answer.table().contains("without x-user-id each request is drawn"),
+            answer
+                .table()
+                .contains("without metadata:x-user-id each request is drawn"),
             "{}",
             answer.table()
         );

@@ -125,6 +125,7 @@ impl State {
             nacks: if self.refuses { vec![nack] } else { Vec::new() },
             stable_endpoints: 2,
             canary_endpoints: 2,
+            ..RolloutStatus::default()
         }
     }
 
@@ -292,12 +293,14 @@ impl Admin for Fake {
             canary: Some(Canary {
                 revision: revision("v2"),
                 ppm: state.rollout.canary_ppm,
+                ..Canary::default()
             }),
             rollout_uid: "r-1".into(),
             generation: 3,
             sticky: Some(Sticky {
                 keys: vec!["metadata:x-user-id".into()],
                 on_missing: OnMissing::Request.into(),
+                ..Sticky::default()
             }),
             ..Route::default()
         };
@@ -306,6 +309,76 @@ impl Admin for Fake {
             routes: vec![route],
             ..Snapshot::default()
         }))
+    }
+
+    async fn apply_rollout(
+        &self,
+        _: Request<penstock_proto::v1::ApplyRolloutRequest>,
+    ) -> Result<Response<penstock_proto::v1::ApplyRolloutResponse>, Status> {
+        Err(Status::unimplemented("not in this test"))
+    }
+
+    async fn resume_rollout(
+        &self,
+        _: Request<penstock_proto::v1::ChangeRolloutRequest>,
+    ) -> Result<Response<penstock_proto::v1::Rollout>, Status> {
+        Err(Status::unimplemented("not in this test"))
+    }
+
+    async fn pause_rollout(
+        &self,
+        _: Request<penstock_proto::v1::ChangeRolloutRequest>,
+    ) -> Result<Response<penstock_proto::v1::Rollout>, Status> {
+        Err(Status::unimplemented("not in this test"))
+    }
+
+    async fn approve_rollout(
+        &self,
+        _: Request<penstock_proto::v1::ChangeRolloutRequest>,
+    ) -> Result<Response<penstock_proto::v1::Rollout>, Status> {
+        Err(Status::unimplemented("not in this test"))
+    }
+
+    async fn step_rollout(
+        &self,
+        _: Request<penstock_proto::v1::StepRolloutRequest>,
+    ) -> Result<Response<penstock_proto::v1::Rollout>, Status> {
+        Err(Status::unimplemented("not in this test"))
+    }
+
+    async fn retry_rollout(
+        &self,
+        _: Request<penstock_proto::v1::ChangeRolloutRequest>,
+    ) -> Result<Response<penstock_proto::v1::Rollout>, Status> {
+        Err(Status::unimplemented("not in this test"))
+    }
+
+    async fn undo_rollout(
+        &self,
+        _: Request<penstock_proto::v1::ChangeRolloutRequest>,
+    ) -> Result<Response<penstock_proto::v1::Rollout>, Status> {
+        Err(Status::unimplemented("not in this test"))
+    }
+
+    async fn list_audit(
+        &self,
+        _: Request<penstock_proto::v1::ListAuditRequest>,
+    ) -> Result<Response<penstock_proto::v1::ListAuditResponse>, Status> {
+        Err(Status::unimplemented("not in this test"))
+    }
+
+    async fn publish_model(
+        &self,
+        _: Request<penstock_proto::v1::PublishModelRequest>,
+    ) -> Result<Response<penstock_proto::v1::PublishedRevision>, Status> {
+        Err(Status::unimplemented("not in this test"))
+    }
+
+    async fn retire_model(
+        &self,
+        _: Request<penstock_proto::v1::RetireModelRequest>,
+    ) -> Result<Response<penstock_proto::v1::PublishedRevision>, Status> {
+        Err(Status::unimplemented("not in this test"))
     }
 }
 
@@ -371,5 +444,12 @@ impl Inference for Fake {
         _: Request<ListModelsRequest>,
     ) -> Result<Response<ListModelsResponse>, Status> {
         Err(Status::unimplemented("not asked for here"))
+    }
+
+    async fn feedback(
+        &self,
+        _: Request<penstock_proto::v1::FeedbackRequest>,
+    ) -> Result<Response<penstock_proto::v1::FeedbackResponse>, Status> {
+        Err(Status::unimplemented("not in this test"))
     }
 }

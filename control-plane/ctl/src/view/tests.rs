@@ -14,12 +14,14 @@ fn status() -> v1::RolloutStatus {
             sticky: Some(v1::Sticky {
                 keys: vec!["metadata:x-user-id".into()],
                 on_missing: 1,
+                ..v1::Sticky::default()
             }),
             created_ms: 1,
             updated_ms: 2,
             actor: "ada".into(),
             reason: "looks well".into(),
             message: "waits for 1 gateway".into(),
+            ..v1::Rollout::default()
         }),
         epoch: 8123,
         live_gateways: 2,
@@ -33,6 +35,7 @@ fn status() -> v1::RolloutStatus {
         }],
         stable_endpoints: 2,
         canary_endpoints: 1,
+        ..v1::RolloutStatus::default()
     }
 }
 
@@ -190,6 +193,7 @@ fn models_as_a_table_shorten_the_digest_that_json_has_whole() {
         digest: "0123456789abcdef".into(),
         workers: 2,
         role: role.into(),
+        ..v1::PublishedRevision::default()
     };
     let revisions = vec![revision("v1", "stable"), revision("v2", "")];
     let models = Models::from(v1::ListPublishedResponse {

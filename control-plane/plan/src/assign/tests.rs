@@ -12,12 +12,14 @@ fn route(share: &str) -> Route {
         canary: Some(Canary {
             revision: Revision::new("v2", "bb"),
             share: share.parse().unwrap(),
+            ..Canary::default()
         }),
         rollout_uid: "r-1".into(),
         generation: 1,
         sticky: Sticky::default(),
         pinnable: vec![Revision::new("v3", "cc")],
         revoked: vec!["v0".into()],
+        ..Route::default()
     }
 }
 
@@ -34,7 +36,7 @@ fn assigned(
         route,
         &Attributes {
             pin,
-            metadata: &lookup,
+            ..Attributes::new(&lookup)
         },
         draw,
     )?;

@@ -339,7 +339,7 @@ fn check(world: &World, before: &World, operation: &Operation) {
             route,
             &Attributes {
                 pin: Some(&to.canary),
-                metadata: &lookup,
+                ..Attributes::new(&lookup)
             },
             0,
         )

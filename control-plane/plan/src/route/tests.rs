@@ -98,10 +98,11 @@ fn revisions_that_nobody_published_are_left_out() {
 fn sticky_keys_are_read_in_lower_case_and_shown_in_one_form() {
     for text in ["metadata:x-user-id", "header:X-User-Id"] {
         let key: StickyKey = text.parse().unwrap();
-        assert_eq!(
-            (key.metadata(), key.to_string().as_str()),
-            ("x-user-id", "metadata:x-user-id")
-        );
+        assert_eq!(key, StickyKey::Metadata("x-user-id".into()));
+        assert_eq!(key.to_string(), "metadata:x-user-id");
+    }
+    for text in ["auth:subject", "client_ip"] {
+        assert_eq!(text.parse::<StickyKey>().unwrap().to_string(), text);
     }
 }
 

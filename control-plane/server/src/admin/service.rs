@@ -172,4 +172,94 @@ impl Admin for AdminService {
             ..(&*target.snapshot).into()
         }))
     }
+
+    async fn apply_rollout(
+        &self,
+        _: Request<v1::ApplyRolloutRequest>,
+    ) -> Result<Response<v1::ApplyRolloutResponse>, Status> {
+        Err(Status::unimplemented(
+            "this control plane does not know this call yet",
+        ))
+    }
+
+    async fn resume_rollout(
+        &self,
+        _: Request<v1::ChangeRolloutRequest>,
+    ) -> Result<Response<v1::Rollout>, Status> {
+        Err(Status::unimplemented(
+            "this control plane does not know this call yet",
+        ))
+    }
+
+    async fn pause_rollout(
+        &self,
+        _: Request<v1::ChangeRolloutRequest>,
+    ) -> Result<Response<v1::Rollout>, Status> {
+        Err(Status::unimplemented(
+            "this control plane does not know this call yet",
+        ))
+    }
+
+    async fn approve_rollout(
+        &self,
+        _: Request<v1::ChangeRolloutRequest>,
+    ) -> Result<Response<v1::Rollout>, Status> {
+        Err(Status::unimplemented(
+            "this control plane does not know this call yet",
+        ))
+    }
+
+    async fn step_rollout(
+        &self,
+        _: Request<v1::StepRolloutRequest>,
+    ) -> Result<Response<v1::Rollout>, Status> {
+        Err(Status::unimplemented(
+            "this control plane does not know this call yet",
+        ))
+    }
+
+    async fn retry_rollout(
+        &self,
+        _: Request<v1::ChangeRolloutRequest>,
+    ) -> Result<Response<v1::Rollout>, Status> {
+        Err(Status::unimplemented(
+            "this control plane does not know this call yet",
+        ))
+    }
+
+    async fn undo_rollout(
+        &self,
+        _: Request<v1::ChangeRolloutRequest>,
+    ) -> Result<Response<v1::Rollout>, Status> {
+        Err(Status::unimplemented(
+            "this control plane does not know this call yet",
+        ))
+    }
+
+    async fn list_audit(
+        &self,
+        _: Request<v1::ListAuditRequest>,
+    ) -> Result<Response<v1::ListAuditResponse>, Status> {
+        Err(Status::unimplemented(
+            "this control plane does not know this call yet",
+        ))
+    }
+
+    async fn publish_model(
+        &self,
+        _: Request<v1::PublishModelRequest>,
+    ) -> Result<Response<v1::PublishedRevision>, Status> {
+        Err(Status::unimplemented(
+            "this control plane does not know this call yet",
+        ))
+    }
+
+    async fn retire_model(
+        &self,
+        _: Request<v1::RetireModelRequest>,
+    ) -> Result<Response<v1::PublishedRevision>, Status> {
+        Err(Status::unimplemented(
+            "this control plane does not know this call yet",
+        ))
+    }
 }

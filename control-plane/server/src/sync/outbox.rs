@@ -140,6 +140,7 @@ mod tests {
                 Resource::Snapshot(snapshot) => format!("epoch {} {}", snapshot.epoch, push.traceparent),
                 Resource::Endpoints(endpoints) => format!("endpoints {}", endpoints.version),
                 Resource::Heartbeat(heartbeat) => format!("alive at {}", heartbeat.epoch),
+                Resource::Placement(_) => "a placement".to_owned(),
             });
         }
         told
