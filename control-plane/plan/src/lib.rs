@@ -26,20 +26,29 @@
 //! ```
 
 mod assign;
+mod human;
+mod manifest;
 pub mod planner;
 mod ppm;
 mod rollout;
 mod route;
 mod rule;
+mod signal;
 mod snapshot;
 mod topology;
 
 pub use assign::{AssignError, Assignment, Attributes, Reason, assign, bucket};
+pub use human::{Limit, LimitError, Share, Span, SpanError};
+pub use manifest::{
+    Action, Analysis, CanarySpec, Day, InFlight, Kind, Manifest, Metric, MirrorSpec, OnAbort, OnInsufficient,
+    OnNew, PrometheusQuery, RuleSpec, Side, Step, StickySpec, Stratify, Unacknowledged, Window,
+};
 pub use ppm::{Ppm, PpmError};
 pub use rollout::{Change, CreateRollout, Phase, Rollout, RolloutError};
 pub use route::{
     Canary, OnMissing, Published, Revision, Route, Sticky, StickyKey, StickyKeyError, build_routes,
 };
 pub use rule::{DEVICE, FORWARDED_FOR, Mirror, REGION, Rule, Threshold, Trial, client_address};
+pub use signal::{Outcome, RequestFacts, STRATA, Signal, SignalError};
 pub use snapshot::{Snapshot, SnapshotError};
 pub use topology::{Endpoint, EndpointSet, PublishedRevision, ServedRevision, WorkerRecord};
