@@ -10,7 +10,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("penstock-text", &[]),
     ("penstock-kernels", &[]),
     ("penstock-telemetry", &[]),
-    ("penstock-plan", &[]),
+    ("penstock-analysis", &[]),
+    ("penstock-plan", &["penstock-analysis"]),
     ("penstock-demo-model", &[]),
     ("penstock-proto", &["penstock-plan"]),
     ("penstock-model", &["penstock-kernels"]),
@@ -24,6 +25,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         "control-plane",
         &[
             "penstock-proto",
+            "penstock-analysis",
             "penstock-plan",
             "penstock-store",
             "penstock-telemetry",
@@ -33,6 +35,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         "ctl",
         &[
             "penstock-client",
+            "penstock-analysis",
             "penstock-plan",
             "penstock-proto",
             "penstock-telemetry",
@@ -42,6 +45,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         "gateway",
         &[
             "penstock-proto",
+            "penstock-analysis",
             "penstock-plan",
             "penstock-client",
             "penstock-telemetry",
