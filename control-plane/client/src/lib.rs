@@ -33,6 +33,7 @@ mod address;
 mod admin;
 mod backoff;
 mod mirror;
+mod placement;
 mod stream;
 mod subscription;
 mod view;
@@ -42,5 +43,6 @@ pub use penstock_proto::v1;
 
 pub use address::{Address, AddressError};
 pub use admin::{AdminClient, AdminError};
+pub use placement::{ControlPlanes, LocateFn, PlacementConfig, ReportFn, follow_placement};
 pub use subscription::{Subscription, SyncConfig, SyncConfigError, subscribe};
 pub use view::{ApplyFn, Candidate, Veto, View};

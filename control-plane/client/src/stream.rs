@@ -13,6 +13,7 @@ use tonic::{Status, Streaming, transport::Channel};
 
 use crate::{
     SyncConfig,
+    address::root_cause,
     mirror::{Mirror, message},
 };
 
@@ -20,7 +21,7 @@ use crate::{
 pub(crate) const SILENCE: Duration = Duration::from_secs(15);
 
 /// Answers on their way out. A push brings two at most and the next one is read only when they are queued.
-const OUTGOING: usize = 8;
+pub(crate) const OUTGOING: usize = 8;
 
 /// Every route of every model in one message; far above tonic's default of 4 MiB for a reply.
 const MAX_PUSH_BYTES: usize = 64 << 20;
@@ -98,13 +99,16 @@ async fn exchange(
 
 /// Waits until the control plane has seen the end of our side. The process may exit next, and a connection that
 /// merely breaks looks like a crash: a node that crashed counts as live, and is waited for, until it is lost.
-async fn goodbye(mut pushes: Streaming<v1::Push>) -> StreamEnd {
+pub(crate) async fn goodbye(mut pushes: Streaming<v1::Push>) -> StreamEnd {
     while let Ok(Some(_)) = pushes.message().await {}
     StreamEnd::Left
 }
 
 /// Queues an answer; a control plane that reads none for so long is as good as gone.
-async fn send(outgoing: &mpsc::Sender<v1::NodeMessage>, answer: v1::NodeMessage) -> Result<(), StreamEnd> {
+pub(crate) async fn send(
+    outgoing: &mpsc::Sender<v1::NodeMessage>,
+    answer: v1::NodeMessage,
+) -> Result<(), StreamEnd> {
     match timeout(SILENCE, outgoing.send(answer)).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(_)) => Err(StreamEnd::Closed),
@@ -124,6 +128,18 @@ fn hello(config: &SyncConfig, mirror: &Mirror) -> v1::NodeMessage {
         applied_digest,
         applied_endpoints,
     }))
+}
+
+// === impl StreamEnd ===
+
+impl StreamEnd {
+    /// What to say of it, with the cause that helps.
+    pub(crate) fn reason(&self) -> String {
+        match self {
+            Self::Connect(error) => format!("{self}: {}", root_cause(error)),
+            Self::Status(_) | Self::Closed | Self::Left | Self::Silent => self.to_string(),
+        }
+    }
 }
 
 impl From<Status> for StreamEnd {

@@ -12,20 +12,19 @@ use tonic::transport::Channel;
 
 use crate::{
     Address, AddressError, ApplyFn, View,
-    address::root_cause,
     backoff::Backoff,
     mirror::Mirror,
     stream::{StreamEnd, follow},
 };
 
 /// First ceiling of the backoff.
-const BACKOFF_BASE: Duration = Duration::from_millis(100);
+pub(crate) const BACKOFF_BASE: Duration = Duration::from_millis(100);
 /// Last ceiling of the backoff.
-const BACKOFF_CAP: Duration = Duration::from_secs(5);
+pub(crate) const BACKOFF_CAP: Duration = Duration::from_secs(5);
 /// A stream that held for so long was a success; one that breaks at once over and over keeps backing off.
-const STEADY: Duration = BACKOFF_CAP;
+pub(crate) const STEADY: Duration = BACKOFF_CAP;
 /// How long a control plane may take to notice that the node leaves.
-const GOODBYE: Duration = Duration::from_secs(1);
+pub(crate) const GOODBYE: Duration = Duration::from_secs(1);
 /// How long one attempt to connect may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -117,20 +116,20 @@ fn start<D: Dial>(
 }
 
 /// Completes when a goodbye has taken too long.
-async fn overdue(shutdown: &CancellationToken) {
+pub(crate) async fn overdue(shutdown: &CancellationToken) {
     shutdown.cancelled().await;
     sleep(GOODBYE).await;
 }
 
 /// Opens channels; the tests bring their own.
-trait Dial: Send + Sync + 'static {
+pub(crate) trait Dial: Send + Sync + 'static {
     fn dial(
         &self,
         address: &Address,
     ) -> impl Future<Output = Result<Channel, tonic::transport::Error>> + Send;
 }
 
-struct Tcp;
+pub(crate) struct Tcp;
 
 impl Dial for Tcp {
     async fn dial(&self, address: &Address) -> Result<Channel, tonic::transport::Error> {
@@ -166,9 +165,9 @@ async fn run<D: Dial>(
             }
             // One line per outage, not one per attempt.
             if again || !warned {
-                tracing::warn!(%address, "no control plane: {}; what is in force stays", reason(&end));
+                tracing::warn!(%address, "no control plane: {}; what is in force stays", end.reason());
             } else {
-                tracing::debug!(%address, "no control plane: {}", reason(&end));
+                tracing::debug!(%address, "no control plane: {}", end.reason());
             }
             warned = true;
             let delay = backoff.next(&mut rand::rng());
@@ -176,13 +175,6 @@ async fn run<D: Dial>(
                 return;
             }
         }
-    }
-}
-
-fn reason(end: &StreamEnd) -> String {
-    match end {
-        StreamEnd::Connect(error) => format!("{end}: {}", root_cause(error)),
-        StreamEnd::Status(_) | StreamEnd::Closed | StreamEnd::Left | StreamEnd::Silent => end.to_string(),
     }
 }
 
@@ -223,4 +215,4 @@ impl Subscription {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

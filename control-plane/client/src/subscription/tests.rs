@@ -1,6 +1,6 @@
 //! Against a real Sync server over in-memory connections, in paused time.
 
-mod plane;
+pub(crate) mod plane;
 
 use std::sync::{
     Mutex,

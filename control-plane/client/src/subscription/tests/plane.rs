@@ -14,20 +14,20 @@ use tonic::{
 type Attempts = Arc<Mutex<Vec<(String, Instant)>>>;
 
 /// The control plane.
-pub(super) struct Plane {
+pub(crate) struct Plane {
     sessions: mpsc::Receiver<Session>,
     dialer: Memory,
 }
 
 /// One Sync stream, from the control plane's side.
-pub(super) struct Session {
+pub(crate) struct Session {
     messages: Streaming<v1::NodeMessage>,
     pushes: mpsc::Sender<Result<v1::Push, Status>>,
 }
 
 /// Connects in memory, or not at all.
 #[derive(Clone)]
-pub(super) struct Memory {
+pub(crate) struct Memory {
     connections: mpsc::Sender<Result<DuplexStream, io::Error>>,
     refuses: Arc<AtomicBool>,
     attempts: Attempts,
@@ -38,7 +38,7 @@ struct Service(mpsc::Sender<Session>);
 // === impl Plane ===
 
 impl Plane {
-    pub(super) fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let (opened, sessions) = mpsc::channel(8);
         let (connections, incoming) = mpsc::channel(8);
         let server = Server::builder().add_service(SyncServer::new(Service(opened)));
@@ -51,21 +51,21 @@ impl Plane {
         Self { sessions, dialer }
     }
 
-    pub(super) fn dialer(&self) -> Memory {
+    pub(crate) fn dialer(&self) -> Memory {
         self.dialer.clone()
     }
 
-    pub(super) fn refuse(&self, refuse: bool) {
+    pub(crate) fn refuse(&self, refuse: bool) {
         self.dialer.refuses.store(refuse, Ordering::Relaxed);
     }
 
     /// Where and when a connection was tried.
-    pub(super) fn attempts(&self) -> Vec<(String, Instant)> {
+    pub(crate) fn attempts(&self) -> Vec<(String, Instant)> {
         self.dialer.attempts.lock().unwrap().clone()
     }
 
     /// The next stream that a node opens.
-    pub(super) async fn session(&mut self) -> Session {
+    pub(crate) async fn session(&mut self) -> Session {
         self.sessions.recv().await.unwrap()
     }
 }
@@ -74,11 +74,11 @@ impl Plane {
 
 impl Session {
     /// What the node says next.
-    pub(super) async fn next(&mut self) -> Message {
+    pub(crate) async fn next(&mut self) -> Message {
         self.messages.message().await.unwrap().unwrap().message.unwrap()
     }
 
-    pub(super) async fn push(&self, nonce: u64, resource: Resource) {
+    pub(crate) async fn push(&self, nonce: u64, resource: Resource) {
         let push = v1::Push {
             nonce,
             resource: Some(resource),
@@ -88,12 +88,12 @@ impl Session {
     }
 
     /// Completes when the node has ended its side in good order.
-    pub(super) async fn until_left(&mut self) {
+    pub(crate) async fn until_left(&mut self) {
         assert_eq!(self.messages.message().await.unwrap(), None);
     }
 
     /// Breaks the stream off.
-    pub(super) async fn fail(self, status: Status) {
+    pub(crate) async fn fail(self, status: Status) {
         self.pushes.send(Err(status)).await.unwrap();
     }
 }
