@@ -1,9 +1,15 @@
 //! One request to one worker, or to another if the first fails before it has sent anything.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
+use axum::extract::ConnectInfo;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Version, header};
+use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Request, Version, header};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use penstock_client::View;
@@ -18,7 +24,7 @@ use crate::{
     observe::Observation,
     pool::{Lease, Peer, Pool},
     relay::Relay,
-    routing::{self, Assigned},
+    routing::{self, Assigned, Caller},
     timeout,
 };
 
@@ -67,6 +73,8 @@ pub(crate) struct Call {
     pub(crate) method: &'static str,
     /// The caller's headers, read for assignment and passed on.
     pub(crate) headers: HeaderMap,
+    /// Address of the other end of the caller's connection.
+    pub(crate) peer: Option<IpAddr>,
     pub(crate) message: Message,
     pub(crate) deadline: Option<Instant>,
     pub(crate) observation: Observation,
@@ -137,7 +145,7 @@ impl Forwarder {
 
     async fn serve(&self, call: &mut Call) -> Result<(Assigned, Sent), Status> {
         let asked = call.message.model()?;
-        let assigned = routing::assign(&self.view(), asked, &call.headers)?;
+        let assigned = routing::assign(&self.view(), asked, call.caller())?;
         call.observation.assigned(&assigned);
         if asked != assigned.model {
             call.message = call.message.with_model(&assigned.model);
@@ -198,6 +206,21 @@ impl Forwarder {
             ))
         }))
     }
+}
+
+impl Call {
+    fn caller(&self) -> Caller<'_> {
+        Caller {
+            headers: &self.headers,
+            peer: self.peer,
+        }
+    }
+}
+
+/// The other end of a request's connection.
+pub(crate) fn peer(extensions: &Extensions) -> Option<IpAddr> {
+    let ConnectInfo(peer) = extensions.get::<ConnectInfo<SocketAddr>>()?;
+    Some(peer.ip())
 }
 
 async fn attempt_on(

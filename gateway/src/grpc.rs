@@ -19,7 +19,7 @@ use tonic::Status;
 
 use crate::{
     error,
-    forward::{Call, Forwarder, Reply},
+    forward::{self, Call, Forwarder, Reply},
     frames::Message,
     observe::{self, Observation},
     timeout,
@@ -61,6 +61,7 @@ async fn pass(
         return not_grpc();
     }
     let (parts, body) = request.into_parts();
+    let peer = forward::peer(&parts.extensions);
     let headers = parts.headers;
     let observe = |model: &str| Observation::start(forwarder.metrics.clone(), operation, model, &headers);
     let (message, deadline) = match read(&headers, body, forwarder.default_timeout).await {
@@ -74,6 +75,7 @@ async fn pass(
     let call = Call {
         method,
         headers,
+        peer,
         message,
         deadline,
         observation,

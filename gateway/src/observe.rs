@@ -87,6 +87,9 @@ impl Observation {
         // The worker is told at the end: a retry changes it, and a span keeps each value that it is given.
         let known = |attribute: &KeyValue| attribute.key.as_str() != attribute::ENDPOINT;
         span.set_attributes(identity.attributes().into_iter().filter(known));
+        if let Some(priority) = assigned.rule {
+            span.set_attribute(KeyValue::new(attribute::ASSIGNMENT_RULE, i64::from(priority)));
+        }
         let served = format!("{}@{}", assigned.model, assigned.revision.name);
         span.set_attribute(KeyValue::new(attribute::RESPONSE_MODEL, served));
     }

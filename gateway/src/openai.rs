@@ -24,7 +24,7 @@ use crate::{
     forward::Forwarder,
     frames,
     observe::Observation,
-    replies,
+    replies::{self, Asker},
 };
 use reply::Head;
 use request::Asked;
@@ -60,15 +60,15 @@ pub(crate) fn router(forwarder: Forwarder) -> Router {
 
 async fn complete<S: Shape>(State(forwarder): State<Forwarder>, request: Request<Body>) -> Response {
     let (parts, body) = request.into_parts();
-    let mut headers = parts.headers;
-    let (asked, shape) = match read::<S>(&mut headers, body).await {
+    let mut asker = Asker::from(parts);
+    let (asked, shape) = match read::<S>(&mut asker.headers, body).await {
         Ok(read) => read,
         Err(status) => {
-            Observation::start(forwarder.metrics.clone(), S::OPERATION, "", &headers).failed(&status);
+            Observation::start(forwarder.metrics.clone(), S::OPERATION, "", &asker.headers).failed(&status);
             return error::response(&status);
         }
     };
-    answer(&forwarder, headers, asked, shape)
+    answer(&forwarder, asker, asked, shape)
         .await
         .unwrap_or_else(|status| error::response(&status))
 }
@@ -84,11 +84,11 @@ async fn read<S: Shape>(headers: &mut HeaderMap, body: Body) -> Result<(Asked, S
 
 async fn answer<S: Shape>(
     forwarder: &Forwarder,
-    headers: HeaderMap,
+    asker: Asker,
     asked: Asked,
     shape: S,
 ) -> Result<Response, Status> {
-    let (origin, chunks) = replies::ask(forwarder, S::OPERATION, headers, &asked.request).await?;
+    let (origin, chunks) = replies::ask(forwarder, S::OPERATION, asker, &asked.request).await?;
     let head = Head::new(S::PREFIX, &origin.assigned);
     let mut response = match asked.stream {
         true => sse::respond(

@@ -1,13 +1,15 @@
 //! Requests and replies of the HTTP APIs: they take the same way as gRPC ones, and are understood here.
 
+use std::net::IpAddr;
+
 use axum::response::Response;
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderValue, request::Parts};
 use http_body_util::BodyExt as _;
 use penstock_proto::{metadata, v1};
 use tonic::{Code, Status};
 
 use crate::{
-    forward::{Call, Forwarder, Reply},
+    forward::{self, Call, Forwarder, Reply},
     frames::{Decoder, Message},
     observe::Observation,
     relay::Relay,
@@ -15,19 +17,36 @@ use crate::{
     timeout,
 };
 
+/// Who asks over HTTP: the head of the request.
+pub(crate) struct Asker {
+    pub(crate) headers: HeaderMap,
+    peer: Option<IpAddr>,
+}
+
+impl From<Parts> for Asker {
+    fn from(parts: Parts) -> Self {
+        Self {
+            peer: forward::peer(&parts.extensions),
+            headers: parts.headers,
+        }
+    }
+}
+
 /// Sends a request of an HTTP API; `operation` names its span.
 pub(crate) async fn ask(
     forwarder: &Forwarder,
     operation: &'static str,
-    headers: HeaderMap,
+    asker: Asker,
     request: &v1::GenerateRequest,
 ) -> Result<(Origin, Chunks), Status> {
+    let Asker { headers, peer } = asker;
     let mut observation = Observation::start(forwarder.metrics.clone(), operation, &request.model, &headers);
     let deadline = timeout::deadline(&headers, forwarder.default_timeout)
         .inspect_err(|status| observation.failed(status))?;
     let call = Call {
         method: "Generate",
         headers,
+        peer,
         message: Message::encode(request),
         deadline,
         observation,

@@ -1,10 +1,10 @@
 //! Which revision serves a request: the view's route for its model, and the assignment in it.
 
-use std::sync::Arc;
+use std::{borrow::Cow, net::IpAddr, sync::Arc};
 
 use http::{HeaderMap, HeaderValue};
 use penstock_client::View;
-use penstock_plan::{AssignError, Attributes, Endpoint, Reason, Revision, Route, Snapshot};
+use penstock_plan::{AssignError, Attributes, Endpoint, FORWARDED_FOR, Reason, Revision, Route, Snapshot};
 use penstock_proto::metadata;
 use tonic::{Status, metadata::MetadataMap};
 
@@ -16,12 +16,22 @@ pub(crate) struct Assigned {
     pub(crate) model: String,
     pub(crate) revision: Revision,
     pub(crate) reason: Reason,
+    /// Priority of the rule that decided, if one did.
+    pub(crate) rule: Option<u32>,
     pub(crate) epoch: u64,
     view: Arc<View>,
 }
 
+/// What assignment looks at.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Caller<'c> {
+    pub(crate) headers: &'c HeaderMap,
+    /// Address of the other end of the connection.
+    pub(crate) peer: Option<IpAddr>,
+}
+
 /// Assigns a request for `model`, which may be empty where there is but one, or pin a revision as NAME@REVISION.
-pub(crate) fn assign(view: &Arc<View>, model: &str, headers: &HeaderMap) -> Result<Assigned, Status> {
+pub(crate) fn assign(view: &Arc<View>, model: &str, caller: Caller<'_>) -> Result<Assigned, Status> {
     let Some(snapshot) = &view.snapshot else {
         return Err(error::unavailable(
             "this gateway has no routes yet: no control plane has told it any",
@@ -32,20 +42,14 @@ pub(crate) fn assign(view: &Arc<View>, model: &str, headers: &HeaderMap) -> Resu
         None => (model, None),
     };
     let route = route(snapshot, name)?;
-    let header = text(headers, metadata::MODEL_VERSION);
-    let pin = match (suffix, header) {
-        (Some(suffix), Some(header)) if suffix != header => {
-            let why = format!(
-                "names revision {suffix:?}, {} names {header:?}",
-                metadata::MODEL_VERSION
-            );
-            return Err(error::bad_request("model", why));
-        }
-        (suffix, header) => suffix.or(header),
+    let forwarded = forwarded(caller.headers);
+    let lookup = |name: &str| match name {
+        FORWARDED_FOR => forwarded.as_deref(),
+        name => text(caller.headers, name),
     };
-    let lookup = |name: &str| text(headers, name);
     let attributes = Attributes {
-        pin,
+        pin: pin(suffix, text(caller.headers, metadata::MODEL_VERSION))?,
+        peer: caller.peer,
         ..Attributes::new(&lookup)
     };
     let assignment =
@@ -57,8 +61,33 @@ pub(crate) fn assign(view: &Arc<View>, model: &str, headers: &HeaderMap) -> Resu
         model: route.model.clone(),
         revision: assignment.revision.clone(),
         reason: assignment.reason,
+        rule: assignment.rule,
         epoch: snapshot.epoch,
         view: view.clone(),
+    })
+}
+
+/// The revision asked for, by the model's name or by metadata.
+fn pin<'p>(suffix: Option<&'p str>, header: Option<&'p str>) -> Result<Option<&'p str>, Status> {
+    match (suffix, header) {
+        (Some(suffix), Some(header)) if suffix != header => {
+            let why = format!(
+                "names revision {suffix:?}, {} names {header:?}",
+                metadata::MODEL_VERSION
+            );
+            Err(error::bad_request("model", why))
+        }
+        (suffix, header) => Ok(suffix.or(header)),
+    }
+}
+
+/// A proxy may add its entry as a header of its own: together they are one list, and what counts is its end.
+fn forwarded(headers: &HeaderMap) -> Option<Cow<'_, str>> {
+    let mut lines = headers.get_all(FORWARDED_FOR).iter();
+    let first = std::str::from_utf8(lines.next()?.as_bytes()).ok()?;
+    lines.try_fold(Cow::Borrowed(first), |sofar, line| {
+        let line = std::str::from_utf8(line.as_bytes()).ok()?;
+        Some(Cow::Owned(format!("{sofar},{line}")))
     })
 }
 
@@ -106,7 +135,7 @@ impl Assigned {
         self.view.endpoints.endpoints.iter().filter(serves)
     }
 
-    /// Sets `x-model-version`, `x-rollout-epoch` and `x-assignment-reason`.
+    /// Sets `x-model-version`, `x-rollout-epoch`, `x-assignment-reason` and `x-assignment-rule`.
     pub(crate) fn tell(&self, headers: &mut HeaderMap) {
         // A name that no header can hold cannot be asked for in one either.
         if let Ok(revision) = HeaderValue::from_str(&self.revision.name) {
@@ -117,6 +146,10 @@ impl Assigned {
             metadata::ASSIGNMENT_REASON,
             HeaderValue::from_static(self.reason.as_str()),
         );
+        match self.rule {
+            Some(priority) => headers.insert(metadata::ASSIGNMENT_RULE, priority.into()),
+            None => headers.remove(metadata::ASSIGNMENT_RULE),
+        };
     }
 
     /// Writes the assignment into the metadata of an error.

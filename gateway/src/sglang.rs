@@ -9,7 +9,7 @@ use axum::{
     response::{IntoResponse as _, Response},
     routing::post,
 };
-use http::{HeaderMap, Request};
+use http::Request;
 use penstock_proto::v1::{self, FinishReason, generate_request::Input, generate_response::StoppedBy};
 use penstock_telemetry::semconv::value;
 use serde_json::{Map, Value, json};
@@ -22,7 +22,7 @@ use crate::{
     frames,
     observe::Observation,
     openai::{error, sse},
-    replies,
+    replies::{self, Asker},
 };
 
 /// What SGLang generates where a request does not say.
@@ -48,7 +48,7 @@ async fn generate(State(forwarder): State<Forwarder>, request: Request<Body>) ->
     let began = Instant::now();
     let (parts, body) = request.into_parts();
     match read(body).await {
-        Ok(asked) => answer(&forwarder, parts.headers, asked, began)
+        Ok(asked) => answer(&forwarder, parts.into(), asked, began)
             .await
             .unwrap_or_else(|status| error::response(&status)),
         Err(status) => {
@@ -61,11 +61,11 @@ async fn generate(State(forwarder): State<Forwarder>, request: Request<Body>) ->
 
 async fn answer(
     forwarder: &Forwarder,
-    headers: HeaderMap,
+    asker: Asker,
     asked: Asked,
     began: Instant,
 ) -> Result<Response, Status> {
-    let (origin, chunks) = replies::ask(forwarder, value::GENERATE, headers, &asked.request).await?;
+    let (origin, chunks) = replies::ask(forwarder, value::GENERATE, asker, &asked.request).await?;
     let sofar = SoFar {
         id: asked.id,
         version: origin.assigned.revision.name.clone(),

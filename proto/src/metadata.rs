@@ -14,6 +14,8 @@ pub const SESSION_ID: &str = "x-session-id";
 pub const ROLLOUT_EPOCH: &str = "x-rollout-epoch";
 /// Why the request was assigned to its revision.
 pub const ASSIGNMENT_REASON: &str = "x-assignment-reason";
+/// Priority of the match rule that decided, where one did.
+pub const ASSIGNMENT_RULE: &str = "x-assignment-rule";
 /// The seed in use, given back where the request named none.
 pub const SEED: &str = "x-seed";
 /// Trailer: a serialized [`RequestStats`](crate::v1::RequestStats).

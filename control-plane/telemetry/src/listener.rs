@@ -1,7 +1,9 @@
 //! One port for gRPC and HTTP: HTTP/2 without TLS (prior knowledge) and HTTP/1.1 side by side.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
+use axum::{Router, extract::ConnectInfo, http::Request};
+use hyper::body::Incoming;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo},
     server::conn::auto,
@@ -9,6 +11,7 @@ use hyper_util::{
 };
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower::ServiceExt as _;
 
 /// Streams that one connection may carry at once. A gateway sends everything over a few connections, and
 /// hyper's default of 200 would queue requests there, unseen by the scheduler.
@@ -20,8 +23,8 @@ const PING_TIMEOUT: Duration = Duration::from_secs(10);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves `router` until `stop`; then streams in flight finish, and connections end with them. Dropping the
-/// future ends all of it at once.
-pub async fn serve(listener: TcpListener, router: axum::Router, stop: CancellationToken) {
+/// future ends all of it at once. Each request has the other end of its connection as a [`ConnectInfo`].
+pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
     let connections = TaskTracker::new();
     let kill = CancellationToken::new();
     let _kill_on_drop = kill.clone().drop_guard();
@@ -39,8 +42,8 @@ pub async fn serve(listener: TcpListener, router: axum::Router, stop: Cancellati
             () = stop.cancelled() => break,
         };
         match accepted {
-            Ok((stream, _)) => {
-                let connection = connection(builder.clone(), stream, router.clone(), stop.clone());
+            Ok((stream, peer)) => {
+                let connection = connection(builder.clone(), stream, peer, router.clone(), stop.clone());
                 connections.spawn(kill.clone().run_until_cancelled_owned(connection));
             }
             Err(error) => {
@@ -56,13 +59,18 @@ pub async fn serve(listener: TcpListener, router: axum::Router, stop: Cancellati
 async fn connection(
     builder: auto::Builder<TokioExecutor>,
     stream: TcpStream,
-    router: axum::Router,
+    peer: SocketAddr,
+    router: Router,
     stop: CancellationToken,
 ) {
     // Tokens are small and each is awaited: they must not wait for one another.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "cannot set TCP_NODELAY");
     }
+    let router = router.map_request(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(ConnectInfo(peer));
+        request
+    });
     let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
     let mut connection = std::pin::pin!(connection);
     let result = tokio::select! {

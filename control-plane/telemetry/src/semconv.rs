@@ -44,6 +44,8 @@ pub mod attribute {
     pub const EPOCH: &str = "penstock.rollout.epoch";
     /// Why the request was assigned to its revision.
     pub const ASSIGNMENT_REASON: &str = "penstock.assignment.reason";
+    /// Priority of the match rule that decided.
+    pub const ASSIGNMENT_RULE: &str = "penstock.assignment.rule";
     /// Worker that served.
     pub const ENDPOINT: &str = "penstock.endpoint";
     /// Process role: gateway, worker, control-plane or ctl. The all-in-one is several.

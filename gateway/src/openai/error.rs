@@ -55,6 +55,7 @@ fn assignment(status: &Status, headers: &mut HeaderMap) {
         metadata::MODEL_VERSION,
         metadata::ROLLOUT_EPOCH,
         metadata::ASSIGNMENT_REASON,
+        metadata::ASSIGNMENT_RULE,
     ] {
         let value = status
             .metadata()

@@ -7,4 +7,5 @@ mod grpc;
 mod http_api;
 mod plan_changes;
 mod process;
+mod rules;
 mod support;
