@@ -142,12 +142,16 @@ impl Change {
         }
         match (self.goal, rollout.phase()) {
             // Success is a plan of its own, with the canary as stable: it too is to arrive everywhere.
-            (Goal::Promoted, Phase::Succeeded) if acknowledged(status) => Progress::Done,
+            (Goal::Promoted, Phase::Draining | Phase::Succeeded) if acknowledged(status) => Progress::Done,
             (Goal::RolledBack, Phase::RolledBack) => Progress::Done,
             (Goal::Share(_) | Goal::Promoted, Phase::Aborting | Phase::RolledBack) => Progress::RolledBack,
-            (Goal::Share(_), Phase::Promoting | Phase::Succeeded) => Progress::Superseded,
+            (Goal::Share(_), Phase::Promoting | Phase::Draining | Phase::Succeeded) => Progress::Superseded,
             (Goal::Share(ppm), _) if rollout.canary_ppm != ppm => Progress::Superseded,
-            (Goal::Share(_), Phase::Paused) if acknowledged(status) => Progress::Done,
+            (Goal::Share(_), Phase::Paused | Phase::Soaking | Phase::Judging | Phase::Baking)
+                if acknowledged(status) =>
+            {
+                Progress::Done
+            }
             _ => Progress::Waiting,
         }
     }

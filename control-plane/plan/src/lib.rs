@@ -27,7 +27,9 @@
 
 mod assign;
 mod human;
+pub mod judge;
 mod manifest;
+mod observe;
 pub mod planner;
 mod ppm;
 mod rollout;
@@ -36,6 +38,7 @@ mod rule;
 mod signal;
 mod snapshot;
 mod topology;
+pub mod window;
 
 pub use assign::{AssignError, Assignment, Attributes, Reason, assign, bucket};
 pub use human::{Limit, LimitError, Share, Span, SpanError};
@@ -43,8 +46,10 @@ pub use manifest::{
     Action, Analysis, CanarySpec, Day, InFlight, Kind, Manifest, Metric, MirrorSpec, OnAbort, OnInsufficient,
     OnNew, PrometheusQuery, RuleSpec, Side, Step, StickySpec, Stratify, Unacknowledged, Window,
 };
+pub use observe::{Ledger, ObservationKey, Observations, Sampled, Tally};
+pub use penstock_analysis as analysis;
 pub use ppm::{Ppm, PpmError};
-pub use rollout::{Change, CreateRollout, Phase, Rollout, RolloutError};
+pub use rollout::{Change, CreateRollout, Pause, PauseReason, Phase, Queued, Rollout, RolloutError};
 pub use route::{
     Canary, OnMissing, Published, Revision, Route, Sticky, StickyKey, StickyKeyError, build_routes,
 };

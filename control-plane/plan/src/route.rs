@@ -136,16 +136,19 @@ fn plain_route(model: &str, revisions: &[PublishedRevision]) -> Option<Route> {
 fn rollout_route(rollout: &Rollout, revisions: &[PublishedRevision]) -> Option<Route> {
     let find = |name: &str| revisions.iter().find(|r| r.revision == name).map(Revision::from);
     let stable = find(rollout.serving_stable())?;
-    let canary = match rollout.phase {
-        Phase::Converging | Phase::Paused | Phase::Promoting => {
-            find(&rollout.canary).map(|revision| Canary {
-                revision,
-                share: rollout.share,
-                min_ready: 0,
-            })
-        }
-        Phase::Succeeded | Phase::Aborting | Phase::RolledBack => None,
-    };
+    let canary = find(&rollout.canary)
+        .filter(|_| rollout.routes_canary())
+        .map(|revision| Canary {
+            revision,
+            share: rollout.share,
+            min_ready: if rollout.share > Ppm::ZERO {
+                rollout.plan.canary.min_ready
+            } else {
+                0
+            },
+        });
+    // Rules and mirror are for the canary: they come and go with it.
+    let tried = canary.is_some() && rollout.phase != Phase::Promoting;
     let routed = [
         stable.name.as_str(),
         canary.as_ref().map_or("", |c| &c.revision.name),
@@ -154,12 +157,20 @@ fn rollout_route(rollout: &Rollout, revisions: &[PublishedRevision]) -> Option<R
         model: rollout.model.clone(),
         pinnable: others(revisions, &routed, &rollout.revoked),
         stable,
-        canary,
         rollout_uid: rollout.uid.clone(),
         generation: rollout.generation,
         sticky: rollout.sticky.clone(),
         revoked: rollout.revoked.clone(),
-        ..Route::default()
+        rules: if tried { rollout.plan.rules() } else { Vec::new() },
+        holdout: if tried { rollout.plan.hold_out.0 } else { Ppm::ZERO },
+        mirror: rollout.plan.mirror().filter(|_| tried),
+        trial: canary.is_some().then(|| Trial {
+            attempt: rollout.attempt,
+            step: rollout.trial,
+            thresholds: rollout.plan.thresholds(),
+            window_s: u32::try_from(rollout.plan.analysis.window.get().as_secs()).unwrap_or(u32::MAX),
+        }),
+        canary,
     })
 }
 

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use penstock_plan::{Change, CreateRollout, Ppm, Rollout, RolloutError, Sticky};
+use penstock_plan::{Change, CreateRollout, Manifest, Ppm, Rollout, RolloutError, Sticky};
 use penstock_proto::{convert, v1};
 use penstock_store::{CommitError, Key, Precondition, Store, StoreError, Transaction};
 use penstock_telemetry::{instruments::ControlPlaneMetrics, propagation};
@@ -214,13 +214,14 @@ impl AdminService {
         };
         let (model, stable) = self.revisions(&request.model, &request.stable, &request.canary)?;
         let previous = self.stored(&model).await?;
+        let plan = Manifest::manual(&model, &request.canary, &sticky);
         let new = CreateRollout {
             uid: uuid::Uuid::now_v7().to_string(),
             model: model.clone(),
             stable,
             canary: request.canary,
             share,
-            sticky,
+            plan,
         };
         let who = Who {
             actor: request.actor,

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use penstock_plan::{
-    Phase, Rollout, Snapshot,
+    Observations, Phase, Rollout, Snapshot,
     planner::{self, Decision, Inventory},
 };
 use penstock_store::{CommitError, Key, Operation, Precondition, Prefix, Store, StoreError, Transaction};
@@ -190,7 +190,9 @@ impl Controller {
     /// Writes what the planner decides.
     async fn advance(&self, term: u64, rollout: Stored<Rollout>) -> Outcome {
         let inventory = self.inventory(&rollout.value);
-        let Decision::Write(next) = planner::decide(&rollout.value, &inventory, now_ms()) else {
+        let Decision::Write(next) =
+            planner::decide(&rollout.value, &inventory, &Observations::default(), now_ms())
+        else {
             return Ok(());
         };
         let (model, from, to) = (next.model.clone(), rollout.value.phase, next.phase);

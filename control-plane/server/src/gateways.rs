@@ -81,6 +81,7 @@ impl Gateways {
             published_epoch,
             gateways: self.views(),
             listening_since_ms: self.listening_since_ms.load(Ordering::Acquire),
+            ..Inventory::default()
         }
     }
 

@@ -1,7 +1,7 @@
 //! What operators are shown.
 
 use penstock_plan::{
-    Rollout,
+    Observations, Rollout,
     planner::{self, Decision},
 };
 use penstock_proto::{convert, v1};
@@ -17,7 +17,7 @@ pub(crate) fn rollout(state: &State, gateways: &Gateways, stored: &Stored<Rollou
     let rollout = &stored.value;
     let inventory = gateways.inventory(state.published_epoch(rollout));
     let convergence = planner::converge(&inventory);
-    let message = match planner::decide(rollout, &inventory, now_ms()) {
+    let message = match planner::decide(rollout, &inventory, &Observations::default(), now_ms()) {
         Decision::Wait(message) => message,
         Decision::Write(next) => format!("about to be {}", next.phase),
     };

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    Attributes, CreateRollout, Ppm, Published, PublishedRevision, Reason, Snapshot, Sticky, assign,
+    Attributes, CreateRollout, Manifest, Ppm, Published, PublishedRevision, Reason, Snapshot, Sticky, assign,
     build_routes,
 };
 
@@ -15,7 +15,7 @@ fn rollout() -> Rollout {
         stable: "v1".into(),
         canary: "v2".into(),
         share: Ppm::ZERO,
-        sticky: Sticky::default(),
+        plan: Manifest::manual("demo", "v2", &Sticky::default()),
     };
     Rollout::create(
         new,
@@ -42,11 +42,17 @@ fn inventory(gateways: &[GatewayView]) -> Inventory {
         published_epoch: Some(7),
         gateways: gateways.to_vec(),
         listening_since_ms: 0,
+        ..Inventory::default()
     }
 }
 
 fn next(phase: Phase, inventory: &Inventory) -> Result<(Phase, u64), String> {
-    match decide(&rollout().in_phase(phase), inventory, NOW_MS) {
+    match decide(
+        &rollout().in_phase(phase, NOW_MS),
+        inventory,
+        &Observations::default(),
+        NOW_MS,
+    ) {
         Decision::Write(next) => Ok((next.phase, next.generation)),
         Decision::Wait(why) => Err(why),
     }
@@ -58,7 +64,8 @@ fn every_phase_under_way_goes_on_once_all_live_gateways_have_acknowledged() {
     assert_eq!(next(Phase::Converging, &inventory), Ok((Phase::Paused, 1)));
     assert_eq!(next(Phase::Aborting, &inventory), Ok((Phase::RolledBack, 1)));
     // The route changes once more, so the generation does.
-    assert_eq!(next(Phase::Promoting, &inventory), Ok((Phase::Succeeded, 2)));
+    assert_eq!(next(Phase::Promoting, &inventory), Ok((Phase::Draining, 2)));
+    assert_eq!(next(Phase::Draining, &inventory), Ok((Phase::Succeeded, 1)));
 }
 
 #[test]
@@ -70,7 +77,12 @@ fn a_promotion_stays_the_operators_and_keeps_its_trace() {
         traceparent: "00-a-b-01".into(),
     };
     let promoting = rollout().promote(change).unwrap();
-    let Decision::Write(next) = decide(&promoting, &inventory(&[gateway("a", 7)]), NOW_MS) else {
+    let Decision::Write(next) = decide(
+        &promoting,
+        &inventory(&[gateway("a", 7)]),
+        &Observations::default(),
+        NOW_MS,
+    ) else {
         panic!()
     };
     assert_eq!(
@@ -251,6 +263,7 @@ impl World {
             published_epoch: self.published_epoch,
             gateways: self.gateways.clone(),
             listening_since_ms: 0,
+            ..Inventory::default()
         }
     }
 
@@ -265,17 +278,19 @@ impl World {
                     stable: previous.as_ref().map_or("v0", Rollout::serving_stable).into(),
                     canary: format!("v{canary}"),
                     share: Ppm::ZERO,
-                    sticky: Sticky::default(),
+                    plan: Manifest::manual("demo", "v2", &Sticky::default()),
                 };
                 Rollout::create(new, previous.as_ref(), change).ok()
             }
             (Operation::Set(ppm), Some(rollout)) => rollout.set(Ppm::new(*ppm).unwrap(), change).ok(),
             (Operation::Promote, Some(rollout)) => rollout.promote(change).ok(),
             (Operation::Abort, Some(rollout)) => rollout.abort("", change).ok(),
-            (Operation::Decide, Some(rollout)) => match decide(rollout, &self.inventory(), NOW_MS) {
-                Decision::Write(next) => Some(*next),
-                Decision::Wait(_) => None,
-            },
+            (Operation::Decide, Some(rollout)) => {
+                match decide(rollout, &self.inventory(), &Observations::default(), NOW_MS) {
+                    Decision::Write(next) => Some(*next),
+                    Decision::Wait(_) => None,
+                }
+            }
             (Operation::Acknowledge(at), _) => {
                 self.gateways[*at].acknowledged_epoch = self.snapshot.epoch;
                 None
@@ -306,9 +321,10 @@ fn check(world: &World, before: &World, operation: &Operation) {
         world.snapshot.epoch == before.snapshot.epoch
     );
 
-    // Which revision is stable changes by promotion alone.
+    // Which revision is stable changes by promotion alone, and by an abort before its end.
     let promoted = matches!((&before.rollout, &world.rollout), (Some(from), Some(to))
-        if from.phase == Phase::Promoting && to.phase == Phase::Succeeded);
+        if (from.phase, to.phase) == (Phase::Promoting, Phase::Draining)
+            || (from.phase, to.phase) == (Phase::Draining, Phase::Aborting));
     assert!(
         promoted || world.serving() == before.serving(),
         "{operation:?} changed stable"

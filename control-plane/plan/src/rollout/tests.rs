@@ -7,7 +7,7 @@ fn new(uid: &str, stable: &str, canary: &str) -> CreateRollout {
         stable: stable.into(),
         canary: canary.into(),
         share: Ppm::ZERO,
-        sticky: Sticky::default(),
+        plan: Manifest::manual("demo", canary, &Sticky::default()),
     }
 }
 
@@ -25,7 +25,7 @@ fn rollout() -> Rollout {
 }
 
 fn in_phase(phase: Phase) -> Rollout {
-    rollout().in_phase(phase)
+    rollout().in_phase(phase, 100)
 }
 
 const ALL: [Phase; 6] = [
@@ -171,7 +171,7 @@ fn an_aborted_revision_stays_revoked_until_it_is_tried_again() {
     let aborted = rollout()
         .abort("", Change::default())
         .unwrap()
-        .in_phase(Phase::RolledBack);
+        .in_phase(Phase::RolledBack, 300);
     let other = Rollout::create(new("r-2", "v1", "v3"), Some(&aborted), Change::default()).unwrap();
     assert_eq!(other.revoked, ["v2"]);
     let again = Rollout::create(new("r-3", "v1", "v2"), Some(&aborted), Change::default()).unwrap();

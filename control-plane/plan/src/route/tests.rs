@@ -1,5 +1,5 @@
 use super::*;
-use crate::{Change, CreateRollout};
+use crate::{Change, CreateRollout, Manifest};
 
 fn published(names: &[&str]) -> Published {
     let revision = |name: &&str| PublishedRevision {
@@ -18,7 +18,7 @@ fn rollout() -> Rollout {
         stable: "v1".into(),
         canary: "v2".into(),
         share: "5%".parse().unwrap(),
-        sticky: Sticky::default(),
+        plan: Manifest::manual("demo", "v2", &Sticky::default()),
     };
     Rollout::create(new, None, Change::default()).unwrap()
 }
@@ -77,7 +77,7 @@ fn a_promotion_sends_everything_to_the_canary_before_and_after_it_is_stable() {
 #[test]
 fn an_abort_leaves_stable_alone_and_revokes_the_canary() {
     let aborting = rollout().abort("", Change::default()).unwrap();
-    for rollout in [aborting.in_phase(Phase::RolledBack), aborting] {
+    for rollout in [aborting.in_phase(Phase::RolledBack, 9), aborting] {
         let route = route(&rollout);
         assert_eq!((route.stable.name.as_str(), route.canary.as_ref()), ("v1", None));
         assert_eq!(

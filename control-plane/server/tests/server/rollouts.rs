@@ -122,9 +122,16 @@ async fn a_refused_snapshot_is_shown_with_its_reason_and_nothing_goes_on() {
             !r.status().await.nacks.is_empty()
         })
         .await;
+    running
+        .until("the refusal pauses it", async |r| {
+            r.status().await.rollout.unwrap().phase() == Phase::Paused
+        })
+        .await;
     let status = running.status().await;
     assert_eq!(status.nacks[0].code, "canary_unreachable");
-    assert_eq!(status.rollout.unwrap().phase(), Phase::Converging);
+    let rollout = status.rollout.unwrap();
+    assert_eq!(rollout.pause(), penstock_proto::v1::PauseReason::Nacked);
+    assert!(rollout.cause.contains("no v2"), "{}", rollout.cause);
     assert_eq!(status.pending, ["g1"]);
 }
 
