@@ -10,6 +10,10 @@
 //! Precedent: Lindon, Sanden, Shirikian, "Rapid regression detection in software deployments through sequential
 //! testing", KDD 2022, arXiv 2205.14762.
 //!
+//! What the caller has to see to, for no test can: a request is counted on one side whatever becomes of it, at most
+//! one bad event per key and window is counted (sticky users cluster their errors), and requests that had a different
+//! chance to go to the canary lie in different strata.
+//!
 //! This crate does no I/O, reads no clock, and draws random numbers only from a seed that it is given.
 //!
 //! ```
@@ -27,5 +31,7 @@ pub mod power;
 mod sequential;
 mod sketch;
 
-pub use sequential::{Counts, Evidence, Stratum, Verdict, attribution, bounds, exceedance, verdict};
+pub use sequential::{
+    Attribution, Counts, Evidence, Stratum, Verdict, attribution, bounds, exceedance, ratio_bounds, verdict,
+};
 pub use sketch::{Bins, Sketch};

@@ -1,7 +1,7 @@
 //! How long a test takes to see a worse canary, and how often it accuses an innocent one: by simulation from a
 //! seed, the same on every machine.
 
-use crate::{Counts, Stratum, attribution, exceedance};
+use crate::{Counts, Stratum, attribution, exceedance, sequential::threshold};
 
 /// Which test is simulated.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -44,7 +44,13 @@ pub struct Detection {
     pub detected: f64,
 }
 
-/// Simulates a scenario, looking at the evidence after every bad event, which is when it can grow.
+/// Bad events of the canary after which a run ends undecided, so that a scenario without an end comes to one.
+const MOST_EVENTS: u32 = 1_000_000;
+
+/// Simulates a scenario, looking at the evidence after every bad event of the canary, which is when it grows.
+///
+/// How often an innocent canary is accused is `detected` where both rates are the same, or the canary's is the limit.
+/// Rates are cut to [0, 1]; where no bad event can come, or none can be compared, none is detected.
 pub fn detect(scenario: &Scenario) -> Detection {
     let mut random = SplitMix(scenario.seed);
     let mut failed: Vec<u64> = (0..scenario.runs)
@@ -64,31 +70,22 @@ pub fn detect(scenario: &Scenario) -> Detection {
 
 /// Requests of the canary until the test fails it, if it does within the horizon.
 fn run(scenario: &Scenario, random: &mut SplitMix) -> Option<u64> {
-    let threshold = -scenario.alpha.ln();
-    let share = scenario.canary_share.clamp(0.0, 1.0);
-    // Per request: chance of a bad event of the canary, and of stable where the test looks at it.
-    let canary = share * scenario.canary_rate;
-    let stable = match scenario.test {
-        Test::Exceedance(_) => 0.0,
-        Test::Attribution(_) => (1.0 - share) * scenario.stable_rate,
-    };
+    let threshold = threshold(scenario.alpha);
+    let (of_canary, of_stable) = (
+        scenario.canary_rate.clamp(0.0, 1.0),
+        scenario.stable_rate.clamp(0.0, 1.0),
+    );
     let mut counts = Stratum::default();
-    loop {
-        let gap = random.geometric(canary + stable)?;
-        let of_canary = random.binomial(gap.saturating_sub(1), share);
-        counts.canary.n += of_canary;
-        counts.stable.n += gap - 1 - of_canary;
-        let bad = Counts { n: 1, bad: 1 };
-        let side = match random.uniform() * (canary + stable) < canary {
-            true => &mut counts.canary,
-            false => &mut counts.stable,
-        };
-        *side = Counts {
-            n: side.n + bad.n,
-            bad: side.bad + bad.bad,
-        };
+    for _ in 0..MOST_EVENTS {
+        let n = random.geometric(of_canary)?;
+        counts.canary += Counts { n, bad: 1 };
         if counts.canary.n > scenario.horizon {
             return None;
+        }
+        if let Test::Attribution(_) = scenario.test {
+            let n = random.failures(n, scenario.canary_share)?;
+            let bad = random.binomial(n, of_stable);
+            counts.stable += Counts { n, bad };
         }
         let evidence = match scenario.test {
             Test::Exceedance(limit) => exceedance(counts.canary, limit),
@@ -98,6 +95,7 @@ fn run(scenario: &Scenario, random: &mut SplitMix) -> Option<u64> {
             return Some(counts.canary.n);
         }
     }
+    None
 }
 
 /// Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
@@ -129,10 +127,37 @@ impl SplitMix {
         if chance >= 1.0 {
             return Some(1);
         }
-        Some((self.uniform().ln() / (-chance).ln_1p()).floor() as u64 + 1)
+        let failures = (self.uniform().ln() / (-chance).ln_1p()).floor();
+        Some((failures as u64).saturating_add(1))
     }
 
-    /// Successes among `n` trials: trial by trial where they are few, else by the normal approximation.
+    /// Failures before the `n`th success: gap by gap where they are few, else by the normal approximation; `None`
+    /// where no success can come.
+    pub fn failures(&mut self, n: u64, chance: f64) -> Option<u64> {
+        if n < 64 {
+            return (0..n).try_fold(0_u64, |sum, _| {
+                Some(sum.saturating_add(self.geometric(chance)? - 1))
+            });
+        }
+        if chance.is_nan() || chance <= 0.0 {
+            return None;
+        }
+        let chance = chance.min(1.0);
+        let mean = n as f64 * (1.0 - chance) / chance;
+        Some((mean + (mean / chance).sqrt() * self.normal()).round().max(0.0) as u64)
+    }
+
+    /// Standard normal (Box and Muller, 1958).
+    fn normal(&mut self) -> f64 {
+        let (radius, angle) = (
+            (-2.0 * self.uniform().ln()).sqrt(),
+            std::f64::consts::TAU * self.uniform(),
+        );
+        radius * angle.cos()
+    }
+
+    /// Successes among `n` trials: trial by trial where they are few, by the gaps between them where successes or
+    /// failures are, else by the normal approximation.
     pub fn binomial(&mut self, n: u64, chance: f64) -> u64 {
         let mean = n as f64 * chance;
         let variance = mean * (1.0 - chance);
@@ -140,11 +165,10 @@ impl SplitMix {
             return (0..n).filter(|_| self.uniform() < chance).count() as u64;
         }
         if variance < 25.0 {
-            // Gaps between successes of the rarer side.
             let rare = chance.min(1.0 - chance);
             let (mut at, mut successes) = (0, 0);
             while let Some(gap) = self.geometric(rare) {
-                at += gap;
+                at = gap.saturating_add(at);
                 if at > n {
                     break;
                 }
@@ -152,13 +176,8 @@ impl SplitMix {
             }
             return if chance <= 0.5 { successes } else { n - successes };
         }
-        let (radius, angle) = (
-            (-2.0 * self.uniform().ln()).sqrt(),
-            std::f64::consts::TAU * self.uniform(),
-        );
-        (mean + variance.sqrt() * radius * angle.cos())
-            .round()
-            .clamp(0.0, n as f64) as u64
+        let drawn = mean + variance.sqrt() * self.normal();
+        (drawn.round().clamp(0.0, n as f64) as u64).min(n)
     }
 }
 

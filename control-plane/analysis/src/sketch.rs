@@ -10,9 +10,12 @@ const GAMMA: f64 = 1.02;
 const SMALLEST: f64 = 1e-6;
 /// Bins beyond this on either side are put into the last one: 1.02^2048 is above 10¹⁷.
 const LARGEST_BIN: i32 = 2_048;
+/// Values above this count as this.
+const LARGEST: f64 = 1e17;
 
 /// DDSketch (Masson, Rim, Lee, VLDB 2019): bin i holds the values in (γ^(i−1), γ^i]. Kept here rather than in a
-/// crate because its bins go over the wire as they are, and no kept crate gives access to them.
+/// crate because totals are told apart by subtraction ([`Sketch::since`]) and bins go over the wire as they are, and
+/// the kept crates merge only and hide their bins.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Sketch {
     bins: BTreeMap<i32, u64>,
@@ -39,15 +42,13 @@ impl Sketch {
     /// Takes in a value; what is negative or no number counts as zero.
     pub fn add(&mut self, value: f64) {
         if value.is_nan() || value < SMALLEST {
-            self.zeros += 1;
+            self.zeros = self.zeros.saturating_add(1);
             return;
         }
-        let bin = (value.ln() / GAMMA.ln()).ceil();
-        *self
-            .bins
-            .entry((bin as i32).clamp(-LARGEST_BIN, LARGEST_BIN))
-            .or_default() += 1;
-        self.sum += value.min(f64::MAX / 2.0);
+        let value = value.min(LARGEST);
+        let own = self.bins.entry(bin_of(value)).or_default();
+        *own = own.saturating_add(1);
+        self.sum += value;
     }
 
     /// Takes in another sketch's values.
@@ -69,7 +70,7 @@ impl Sketch {
         Self {
             bins: self.bins.iter().filter_map(grown).collect(),
             zeros: self.zeros.saturating_sub(earlier.zeros),
-            sum: self.sum - earlier.sum,
+            sum: (self.sum - earlier.sum).max(0.0),
         }
     }
 
@@ -119,9 +120,13 @@ impl Sketch {
         if limit < SMALLEST {
             return self.count() - self.zeros;
         }
-        let bin = ((limit.ln() / GAMMA.ln()).ceil() as i32).clamp(-LARGEST_BIN, LARGEST_BIN);
-        self.bins.range(bin + 1..).map(|(_, count)| count).sum()
+        let above = self.bins.range(bin_of(limit) + 1..);
+        above.fold(0, |sum: u64, (_, count)| sum.saturating_add(*count))
     }
+}
+
+fn bin_of(value: f64) -> i32 {
+    ((value.ln() / GAMMA.ln()).ceil() as i32).clamp(-LARGEST_BIN, LARGEST_BIN)
 }
 
 impl From<&Sketch> for Bins {
@@ -141,7 +146,11 @@ impl From<Bins> for Sketch {
     fn from(wire: Bins) -> Self {
         let mut sketch = Self {
             zeros: wire.zeros,
-            sum: if wire.sum.is_finite() { wire.sum } else { 0.0 },
+            sum: if wire.sum.is_finite() {
+                wire.sum.max(0.0)
+            } else {
+                0.0
+            },
             ..Self::default()
         };
         for (bin, count) in wire.index.into_iter().zip(wire.count) {
@@ -200,6 +209,41 @@ mod tests {
             prop_assert!(sketch.count_above(limit) <= sketch.count());
             let _ = sketch.quantile(q);
         }
+    }
+
+    #[test]
+    fn values_without_a_size_and_counts_without_room_make_it_panic_nowhere() {
+        let mut sketch = of(&[
+            f64::INFINITY,
+            f64::INFINITY,
+            f64::MAX,
+            f64::NAN,
+            f64::NEG_INFINITY,
+            -1.0,
+        ]);
+        assert_eq!((sketch.count(), sketch.zeros), (6, 3));
+        assert_eq!(sketch.mean(), Some(LARGEST / 2.0));
+        assert!((sketch.quantile(1.0).unwrap() / LARGEST - 1.0).abs() < 0.01);
+        assert_eq!(sketch.since(&sketch.clone()).mean(), None);
+
+        let full = Sketch::from(Bins {
+            index: vec![i32::MIN, 0, 1, 1, i32::MAX],
+            count: vec![u64::MAX; 5],
+            zeros: u64::MAX,
+            sum: f64::NAN,
+        });
+        sketch.merge(&full);
+        sketch.add(1.0);
+        sketch.add(0.0);
+        assert_eq!((sketch.count(), sketch.count_above(0.5)), (u64::MAX, u64::MAX));
+    }
+
+    #[test]
+    fn a_sketch_that_started_over_is_never_negative() {
+        let (before, after) = (of(&[10.0, 20.0, 30.0]), of(&[1.0]));
+        let since = after.since(&before);
+        assert_eq!(since.count(), 1);
+        assert!(since.mean().unwrap() >= 0.0);
     }
 
     #[test]
