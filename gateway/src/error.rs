@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use penstock_plan::Outcome;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
@@ -28,6 +29,31 @@ pub(crate) fn unavailable(message: impl Into<String>) -> Status {
 /// The caller's time is up.
 pub(crate) fn deadline() -> Status {
     Status::deadline_exceeded("the deadline of the request has passed")
+}
+
+/// What a code says of the service that gave it.
+pub(crate) fn judged(code: Code) -> Outcome {
+    match code {
+        Code::Ok => Outcome::Ok,
+        Code::DeadlineExceeded => Outcome::Timeout,
+        // The caller left, or asked for what cannot be.
+        Code::Cancelled
+        | Code::InvalidArgument
+        | Code::NotFound
+        | Code::AlreadyExists
+        | Code::PermissionDenied
+        | Code::OutOfRange
+        | Code::Unimplemented
+        | Code::Unauthenticated => Outcome::Excluded,
+        // A failed precondition is a worker that does not serve what it was chosen for.
+        Code::Unknown
+        | Code::ResourceExhausted
+        | Code::FailedPrecondition
+        | Code::Aborted
+        | Code::Internal
+        | Code::Unavailable
+        | Code::DataLoss => Outcome::Error,
+    }
 }
 
 /// Name of a code as metrics and spans have it.

@@ -19,6 +19,7 @@ use tokio::{sync::watch, time::Instant};
 use tonic::{Code, Status};
 
 use crate::{
+    counts::Ledger,
     error,
     frames::Message,
     observe::Observation,
@@ -63,6 +64,7 @@ pub(crate) struct Forwarder {
     pub(crate) view: watch::Receiver<Arc<View>>,
     pub(crate) pool: Arc<Pool>,
     pub(crate) metrics: GatewayMetrics,
+    pub(crate) ledger: Arc<Ledger>,
     /// For requests whose caller does not say how long it waits.
     pub(crate) default_timeout: Duration,
 }
@@ -146,7 +148,8 @@ impl Forwarder {
     async fn serve(&self, call: &mut Call) -> Result<(Assigned, Sent), Status> {
         let asked = call.message.model()?;
         let assigned = routing::assign(&self.view(), asked, call.caller())?;
-        call.observation.assigned(&assigned);
+        let counts = assigned.counts(&self.ledger);
+        call.observation.assigned(&assigned, counts);
         if asked != assigned.model {
             call.message = call.message.with_model(&assigned.model);
         }

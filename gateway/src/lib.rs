@@ -12,6 +12,7 @@
 //! to queue and to decide a rollout.
 
 pub mod config;
+mod counts;
 mod error;
 mod fields;
 mod forward;

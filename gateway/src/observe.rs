@@ -1,12 +1,16 @@
-//! What is told of each request: its span and its metrics.
+//! What is told of each request: its span, its metrics and its part in the counts of its trial.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use http::HeaderMap;
 use opentelemetry::{
     Context, KeyValue, global,
     trace::{SpanKind, Status as SpanStatus, TraceContextExt as _, Tracer as _},
 };
+use penstock_plan::RequestFacts;
 use penstock_proto::v1::RequestStats;
 use penstock_telemetry::{
     RequestIdentity,
@@ -16,7 +20,11 @@ use penstock_telemetry::{
 };
 use tonic::{Code, Status};
 
-use crate::{error, routing::Assigned};
+use crate::{
+    counts::{Ended, Entry, Running},
+    error,
+    routing::Assigned,
+};
 
 /// Operation that generates nothing: it has a span, and no part in the metrics of requests.
 pub(crate) const TOKENIZE: &str = "tokenize";
@@ -32,6 +40,8 @@ pub(crate) struct Observation {
     /// The worker asked last.
     endpoint: String,
     in_flight: Option<InFlight>,
+    /// Its part in the counts of its trial.
+    running: Option<Running>,
     first_data: Option<Instant>,
     ended: bool,
 }
@@ -65,16 +75,18 @@ impl Observation {
             served: Served::unassigned(),
             endpoint: String::new(),
             in_flight: None,
+            running: None,
             first_data: None,
             ended: false,
         }
     }
 
-    /// It is known which revision serves.
-    pub(crate) fn assigned(&mut self, assigned: &Assigned) {
+    /// It is known which revision serves, and where it counts.
+    pub(crate) fn assigned(&mut self, assigned: &Assigned, counts: Option<Arc<Entry>>) {
         self.served = Served::new(&assigned.model, &assigned.revision.name);
         if self.measured {
             self.in_flight = Some(self.metrics.in_flight(&self.served));
+            self.running = counts.map(|counts| Running::new(counts, assigned.key));
         }
         let identity = RequestIdentity {
             model: assigned.model.clone(),
@@ -159,6 +171,12 @@ impl Observation {
                 tokens,
             };
             self.metrics.record(&self.served, &record);
+            if let Some(running) = self.running.take() {
+                running.ended(&Ended {
+                    facts: facts(code, &record, stats),
+                    cancelled: code == Code::Cancelled,
+                });
+            }
         }
         self.in_flight = None;
         span.end();
@@ -168,6 +186,21 @@ impl Observation {
 impl Drop for Observation {
     fn drop(&mut self) {
         self.end(Code::Cancelled, "the client has gone", None);
+    }
+}
+
+fn facts(code: Code, record: &RequestRecord<'_>, stats: Option<&RequestStats>) -> RequestFacts {
+    RequestFacts {
+        outcome: error::judged(code),
+        ttft_s: record.ttft.map(|ttft| ttft.as_secs_f64()),
+        tpot_s: record.tpot.map(|tpot| tpot.as_secs_f64()),
+        total_s: record.duration.as_secs_f64(),
+        prompt_tokens: stats.map(|stats| stats.prompt_tokens),
+        cached_tokens: stats.map_or(0, |stats| stats.cached_tokens),
+        output_tokens: stats.map(|stats| stats.completion_tokens),
+        repetition: stats.map(|stats| f64::from(stats.repetition)),
+        watch_word_hits: stats.map_or(0, |stats| stats.watch_word_hits),
+        grammar_failed: stats.is_some_and(|stats| stats.grammar_failed),
     }
 }
 

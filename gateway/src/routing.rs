@@ -8,7 +8,10 @@ use penstock_plan::{AssignError, Attributes, Endpoint, FORWARDED_FOR, Reason, Re
 use penstock_proto::metadata;
 use tonic::{Status, metadata::MetadataMap};
 
-use crate::error;
+use crate::{
+    counts::{self, Entry, Ledger},
+    error,
+};
 
 /// Where a request goes. Holds the view that decided, so that snapshot and endpoints belong together.
 #[derive(Debug, Clone)]
@@ -19,6 +22,8 @@ pub(crate) struct Assigned {
     /// Priority of the rule that decided, if one did.
     pub(crate) rule: Option<u32>,
     pub(crate) epoch: u64,
+    /// Hash of the sticky key, if the request has one.
+    pub(crate) key: Option<u64>,
     view: Arc<View>,
 }
 
@@ -57,12 +62,14 @@ pub(crate) fn assign(view: &Arc<View>, model: &str, caller: Caller<'_>) -> Resul
             AssignError::UnknownRevision { .. } => Status::not_found(error.to_string()),
             _ => Status::internal(error.to_string()),
         })?;
+    let key = route.sticky.key(&attributes);
     Ok(Assigned {
         model: route.model.clone(),
         revision: assignment.revision.clone(),
         reason: assignment.reason,
         rule: assignment.rule,
         epoch: snapshot.epoch,
+        key: key.map(|key| counts::key_hash(&key)),
         view: view.clone(),
     })
 }
@@ -128,6 +135,16 @@ fn text<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
 // === impl Assigned ===
 
 impl Assigned {
+    /// The route that decided.
+    pub(crate) fn route(&self) -> Option<&Route> {
+        self.view.snapshot.as_ref()?.routes.get(&self.model)
+    }
+
+    /// Where the request counts: with its revision, in the trial that its route was in.
+    pub(crate) fn counts(&self, ledger: &Ledger) -> Option<Arc<Entry>> {
+        Some(ledger.entry(self.route()?, &self.revision))
+    }
+
     /// Whoever serves this very revision, by content.
     pub(crate) fn endpoints(&self) -> impl Iterator<Item = &Endpoint> {
         let serves =

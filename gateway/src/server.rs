@@ -8,7 +8,13 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Config, StateError, forward::Forwarder, pool::Pool, ports::Ports, state::StateDir, subscription,
+    Config, StateError,
+    counts::Ledger,
+    forward::Forwarder,
+    pool::Pool,
+    ports::Ports,
+    state::StateDir,
+    subscription::{self, Follow},
 };
 
 /// Why a gateway cannot be built.
@@ -123,13 +129,20 @@ impl Server {
             initial,
             ..SyncConfig::new(config.control_planes, node, uuid::Uuid::new_v4())
         };
-        let (view, subscription) = subscription::follow(sync, metrics.clone(), stop.clone())?;
-        let pool = Arc::new(Pool::default());
+        let (pool, ledger) = (Arc::new(Pool::default()), Arc::new(Ledger::default()));
+        let follow = Follow {
+            sync,
+            metrics: metrics.clone(),
+            pool: pool.clone(),
+            ledger: ledger.clone(),
+        };
+        let (view, subscription) = follow.start(stop.clone())?;
         let keeper = subscription::keep(view.clone(), pool.clone(), state, metrics.clone(), stop.clone());
         let forwarder = Forwarder {
             view,
             pool,
             metrics,
+            ledger,
             default_timeout: config.default_timeout,
         };
         let ports = Ports::open(listener, ops_listener, forwarder, config.metrics);

@@ -36,6 +36,7 @@ mod mirror;
 mod placement;
 mod stream;
 mod subscription;
+mod vanished;
 mod view;
 
 /// The messages that calls take and give.
@@ -45,4 +46,4 @@ pub use address::{Address, AddressError};
 pub use admin::{AdminClient, AdminError};
 pub use placement::{ControlPlanes, LocateFn, PlacementConfig, ReportFn, follow_placement};
 pub use subscription::{Subscription, SyncConfig, SyncConfigError, subscribe};
-pub use view::{ApplyFn, Candidate, Veto, View};
+pub use view::{ApplyFn, Candidate, ReachFn, StatsFn, Veto, View};

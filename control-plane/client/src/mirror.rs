@@ -1,12 +1,12 @@
 //! What a node serves, and how it answers each push. No I/O: a push goes in, answers come out.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
-use penstock_plan::{EndpointSet, Snapshot};
+use penstock_plan::{Canary, Endpoint, EndpointSet, Route, Snapshot};
 use penstock_proto::v1::{self, node_message::Message, push::Resource};
 use tokio::sync::watch;
 
-use crate::{ApplyFn, Candidate, Veto, View};
+use crate::{ApplyFn, Candidate, Veto, View, vanished::Vanished};
 
 /// The node's copy of what was pushed.
 pub(crate) struct Mirror {
@@ -15,6 +15,17 @@ pub(crate) struct Mirror {
     /// Digest of the snapshot in the view; empty without one.
     digest: String,
     vetoed: Option<Pushed>,
+    /// Workers of canaries that answered when they were asked last.
+    reached: HashSet<String>,
+    /// Present where workers can be asked whether they answer.
+    vanished: Option<Vanished>,
+}
+
+/// Workers to ask before a snapshot is offered, and how many of them have to answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    pub(crate) endpoints: Vec<Endpoint>,
+    pub(crate) least: usize,
 }
 
 /// A snapshot that is in order, and the push that brought it.
@@ -44,6 +55,16 @@ impl Mirror {
             apply,
             digest,
             vetoed: None,
+            reached: HashSet::new(),
+            vanished: None,
+        }
+    }
+
+    /// With `guarded`, workers that vanish with many others are kept until they do not answer.
+    pub(crate) fn guarded(self, guarded: bool) -> Self {
+        Self {
+            vanished: guarded.then(Vanished::default),
+            ..self
         }
     }
 
@@ -69,6 +90,75 @@ impl Mirror {
             self.vetoed = None;
         }
         before
+    }
+
+    /// Whom to ask before this push is handled.
+    pub(crate) fn wanted(&self, push: &v1::Push) -> Vec<Wanted> {
+        let known = || self.view.borrow().endpoints.clone();
+        match &push.resource {
+            // A snapshot that cannot be read is refused whoever answers.
+            Some(Resource::Snapshot(wire)) => Snapshot::try_from(wire.clone())
+                .map(|snapshot| wanted(&snapshot, &known().endpoints))
+                .unwrap_or_default(),
+            Some(Resource::Endpoints(wire)) if self.vetoed.is_some() => {
+                self.still_wanted(&EndpointSet::from(wire.clone()))
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// Whom to ask before the snapshot that was refused is offered again, with the workers known now.
+    pub(crate) fn wanted_again(&self) -> Vec<Wanted> {
+        let known = self.view.borrow().endpoints.clone();
+        self.still_wanted(&known)
+    }
+
+    fn still_wanted(&self, known: &EndpointSet) -> Vec<Wanted> {
+        let vetoed = self.vetoed.iter();
+        vetoed
+            .flat_map(|vetoed| wanted(&vetoed.snapshot, &known.endpoints))
+            .collect()
+    }
+
+    /// These answered. Returns whether that is news.
+    pub(crate) fn set_reached(&mut self, reached: HashSet<String>) -> bool {
+        std::mem::replace(&mut self.reached, reached) != self.reached
+    }
+
+    /// Offers the snapshot that was refused once more: a late Ack, if it is applied now.
+    pub(crate) fn again(&mut self) -> Option<v1::NodeMessage> {
+        let vetoed = self.vetoed.take()?;
+        match self.offer(&vetoed) {
+            Ok(()) => Some(self.ack(vetoed.nonce)),
+            // Refused again; the control plane knows already.
+            Err(_) => {
+                self.vetoed = Some(vetoed);
+                None
+            }
+        }
+    }
+
+    /// Workers that were kept although they vanished, to be asked whether they answer.
+    pub(crate) fn kept(&self) -> Vec<Endpoint> {
+        let view = self.view.borrow();
+        let kept = |endpoint: &&Endpoint| self.vanished.as_ref().is_some_and(|v| v.keeps(&endpoint.id));
+        view.endpoints.endpoints.iter().filter(kept).cloned().collect()
+    }
+
+    /// A worker that vanished was asked; one that does not answer is dropped.
+    pub(crate) fn answered(&mut self, id: &str, answers: bool) {
+        let gone = |vanished: &mut Vanished| vanished.answered(id, answers);
+        if self.vanished.as_mut().is_some_and(gone) {
+            tracing::info!(
+                worker = id,
+                "a worker that vanished does not answer and is dropped"
+            );
+            self.change(|view| {
+                let mut endpoints = EndpointSet::clone(&view.endpoints);
+                endpoints.endpoints.retain(|endpoint| endpoint.id != id);
+                view.endpoints = Arc::new(endpoints);
+            });
+        }
     }
 
     /// Takes a push over or refuses it. The first answer is to the push; a second one is the late Ack of a
@@ -162,6 +252,7 @@ impl Mirror {
         (self.apply)(Candidate {
             snapshot: &pushed.snapshot,
             endpoints: &endpoints,
+            reached: &self.reached,
             traceparent,
         })?;
         self.digest.clone_from(&pushed.digest);
@@ -172,6 +263,11 @@ impl Mirror {
 
     fn endpoints(&mut self, nonce: u64, endpoints: EndpointSet) -> Vec<v1::NodeMessage> {
         let version = endpoints.version;
+        let before = self.view.borrow().endpoints.clone();
+        let endpoints = match &mut self.vanished {
+            Some(vanished) => vanished.admit(&before, endpoints),
+            None => endpoints,
+        };
         if *self.view.borrow().endpoints != endpoints {
             self.change(|view| view.endpoints = Arc::new(endpoints));
         }
@@ -180,13 +276,7 @@ impl Mirror {
             nonce,
             applied: Some(applied),
         }))];
-        if let Some(vetoed) = self.vetoed.take() {
-            match self.offer(&vetoed) {
-                Ok(()) => answers.push(self.ack(vetoed.nonce)),
-                // Refused again; the control plane knows already.
-                Err(_) => self.vetoed = Some(vetoed),
-            }
-        }
+        answers.extend(self.again());
         answers
     }
 
@@ -205,6 +295,24 @@ impl Mirror {
             (!digest.is_empty()).then_some(v1::ack::Applied::Snapshot(v1::AppliedSnapshot { epoch, digest }));
         message(Message::Ack(v1::Ack { nonce, applied }))
     }
+}
+
+/// The workers of each canary whose route wants a number of them.
+fn wanted(snapshot: &Snapshot, known: &[Endpoint]) -> Vec<Wanted> {
+    let wants = |route: &Route, canary: &Canary| {
+        let revision = &canary.revision;
+        let serves = |endpoint: &&Endpoint| endpoint.serves(&route.model, &revision.name, &revision.digest);
+        Wanted {
+            endpoints: known.iter().filter(serves).cloned().collect(),
+            least: canary.min_ready as usize,
+        }
+    };
+    let routes = snapshot.routes.values();
+    let canaries = routes.filter_map(|route| Some((route, route.canary.as_ref()?)));
+    canaries
+        .filter(|(_, canary)| canary.min_ready > 0)
+        .map(|(route, canary)| wants(route, canary))
+        .collect()
 }
 
 fn nack(nonce: u64, epoch: u64, veto: Veto) -> v1::NodeMessage {

@@ -1,6 +1,6 @@
 //! A subscription that outlives its streams.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use tokio::{
     sync::watch,
@@ -11,10 +11,10 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
 use crate::{
-    Address, AddressError, ApplyFn, View,
+    Address, AddressError, ApplyFn, ReachFn, StatsFn, View,
     backoff::Backoff,
     mirror::Mirror,
-    stream::{StreamEnd, follow},
+    stream::{Reports, StreamEnd, follow},
 };
 
 /// First ceiling of the backoff.
@@ -29,7 +29,7 @@ pub(crate) const GOODBYE: Duration = Duration::from_secs(1);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Who subscribes, and to whom.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct SyncConfig {
     /// Addresses of the control planes, tried in turn.
     pub control_planes: Vec<String>,
@@ -46,6 +46,12 @@ pub struct SyncConfig {
     /// What the node serves before it hears anything, e.g. what it kept on disk. Its snapshot is not offered to
     /// the callback.
     pub initial: View,
+    /// Makes the node's reports; with none, none are sent.
+    pub stats: Option<StatsFn>,
+    /// Asks workers whether they answer: those of a canary that wants a number of them, before a snapshot is offered,
+    /// and those that vanished with many others, before they are dropped. With none, nobody is asked and what
+    /// vanishes is dropped at once.
+    pub reach: Option<ReachFn>,
 }
 
 /// Why a subscription cannot start.
@@ -104,7 +110,7 @@ fn start<D: Dial>(
     if addresses.is_empty() {
         return Err(SyncConfigError::NoControlPlane);
     }
-    let mirror = Mirror::new(config.initial.clone(), apply);
+    let mirror = Mirror::new(config.initial.clone(), apply).guarded(config.reach.is_some());
     let view = mirror.subscribe();
     let task = tokio::spawn(async move {
         tokio::select! {
@@ -146,13 +152,14 @@ async fn run<D: Dial>(
 ) {
     let mut backoff = Backoff::new(BACKOFF_BASE, BACKOFF_CAP);
     let mut warned = false;
+    let mut reports = Reports::new(config.stats.clone());
     for address in addresses.iter().cycle() {
         // An address that held its stream is tried once more before the next: a restart is the commonest end.
         let mut again = true;
         while again {
             let started = Instant::now();
             let end = match shutdown.run_until_cancelled(dial.dial(address)).await {
-                Some(Ok(channel)) => follow(channel, config, &mut mirror, shutdown).await,
+                Some(Ok(channel)) => follow(channel, config, &mut mirror, &mut reports, shutdown).await,
                 Some(Err(error)) => StreamEnd::Connect(error),
                 None => StreamEnd::Left,
             };
@@ -195,7 +202,25 @@ impl SyncConfig {
             ops_address: String::new(),
             alive_every: Duration::from_secs(5),
             initial: View::default(),
+            stats: None,
+            reach: None,
         }
+    }
+}
+
+impl fmt::Debug for SyncConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SyncConfig")
+            .field("control_planes", &self.control_planes)
+            .field("node", &self.node)
+            .field("boot_id", &self.boot_id)
+            .field("region", &self.region)
+            .field("ops_address", &self.ops_address)
+            .field("alive_every", &self.alive_every)
+            .field("initial", &self.initial)
+            .field("stats", &self.stats.is_some())
+            .field("reach", &self.reach.is_some())
+            .finish()
     }
 }
 

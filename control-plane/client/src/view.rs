@@ -1,8 +1,9 @@
 //! What a node knows, and who decides whether it may serve it.
 
-use std::sync::Arc;
+use std::{collections::HashSet, pin::Pin, sync::Arc};
 
-use penstock_plan::{EndpointSet, Snapshot};
+use penstock_plan::{Endpoint, EndpointSet, Snapshot};
+use penstock_proto::v1;
 
 /// What the control plane said last and the node took over; it stays while no control plane can be reached.
 #[derive(Debug, Clone, Default)]
@@ -22,6 +23,9 @@ pub struct Candidate<'a> {
     pub snapshot: &'a Arc<Snapshot>,
     /// The workers that can be reached now.
     pub endpoints: &'a Arc<EndpointSet>,
+    /// Ids of the canaries' workers that answered just now. Asked are only the workers of canaries whose route
+    /// wants a number of them, and only until so many have answered; without a [`ReachFn`] nobody is.
+    pub reached: &'a HashSet<String>,
     /// W3C trace context of the change that caused it: the parent of the span in which it is applied.
     pub traceparent: Option<&'a str>,
 }
@@ -46,3 +50,10 @@ pub struct Veto {
 ///
 /// It is also where a caller opens its span, with [`Candidate::traceparent`] as the parent.
 pub type ApplyFn = Box<dyn FnMut(Candidate<'_>) -> Result<(), Veto> + Send>;
+
+/// A node's counts, whole; called about once a second while there is a stream, and after a snapshot was applied.
+/// The number of the report is written by the caller.
+pub type StatsFn = Arc<dyn Fn() -> v1::Stats + Send + Sync>;
+
+/// Whether a worker answers; it must not take longer than a few seconds.
+pub type ReachFn = Arc<dyn Fn(Endpoint) -> Pin<Box<dyn Future<Output = bool> + Send>> + Send + Sync>;

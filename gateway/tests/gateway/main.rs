@@ -6,6 +6,8 @@
 mod grpc;
 mod http_api;
 mod plan_changes;
+mod plane;
 mod process;
+mod reports;
 mod rules;
 mod support;

@@ -1,112 +1,15 @@
 //! Plan changes, told by a control plane whose part the test plays by hand.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use penstock_client::View;
-use penstock_plan::Snapshot;
-use penstock_proto::v1::{
-    self,
-    ack::Applied,
-    node_message::Message,
-    push::Resource,
-    sync_server::{Sync, SyncServer},
+use penstock_plan::{EndpointSet, Snapshot};
+use penstock_proto::v1::node_message::Message;
+
+use crate::{
+    plane::{ControlPlane, acknowledged},
+    support::{Behaviour, TestGateway, TestWorker, config, eventually, generate, prompt, view, with},
 };
-use tokio::{net::TcpListener, sync::mpsc};
-use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
-use tonic::{Request, Response, Status, Streaming};
-
-use crate::support::{Behaviour, TestGateway, TestWorker, config, eventually, generate, prompt, view, with};
-
-/// Takes one gateway.
-struct ControlPlane {
-    address: SocketAddr,
-    sessions: mpsc::Receiver<Session>,
-}
-
-struct Session {
-    messages: Streaming<v1::NodeMessage>,
-    pushes: mpsc::Sender<Result<v1::Push, Status>>,
-    nonce: u64,
-}
-
-struct Service(mpsc::Sender<Session>);
-
-#[tonic::async_trait]
-impl Sync for Service {
-    type SyncStream = ReceiverStream<Result<v1::Push, Status>>;
-
-    async fn sync(
-        &self,
-        request: Request<Streaming<v1::NodeMessage>>,
-    ) -> Result<Response<Self::SyncStream>, Status> {
-        let (pushes, replies) = mpsc::channel(8);
-        let session = Session {
-            messages: request.into_inner(),
-            pushes,
-            nonce: 0,
-        };
-        self.0.send(session).await.unwrap();
-        Ok(Response::new(ReceiverStream::new(replies)))
-    }
-}
-
-impl ControlPlane {
-    async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let (opened, sessions) = mpsc::channel(8);
-        let server = tonic::transport::Server::builder().add_service(SyncServer::new(Service(opened)));
-        tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
-        Self { address, sessions }
-    }
-}
-
-impl Session {
-    /// Pushes a resource and returns the answer to it.
-    async fn push(&mut self, resource: Resource) -> Message {
-        self.nonce += 1;
-        let push = v1::Push {
-            nonce: self.nonce,
-            resource: Some(resource),
-            traceparent: String::new(),
-        };
-        self.pushes.send(Ok(push)).await.unwrap();
-        self.next().await
-    }
-
-    /// What the gateway says next, save that it is alive.
-    async fn next(&mut self) -> Message {
-        loop {
-            let said = tokio::time::timeout(Duration::from_secs(10), self.messages.message());
-            match said.await.unwrap().unwrap().unwrap().message.unwrap() {
-                Message::Alive(_) => {}
-                message => return message,
-            }
-        }
-    }
-
-    async fn endpoints(&mut self, view: &View) -> Message {
-        self.push(Resource::Endpoints((&*view.endpoints).into())).await
-    }
-
-    async fn snapshot(&mut self, view: &View, epoch: u64) -> Message {
-        let snapshot = Snapshot {
-            epoch,
-            ..Snapshot::clone(view.snapshot.as_ref().unwrap())
-        };
-        self.push(Resource::Snapshot((&snapshot).into())).await
-    }
-}
-
-fn acknowledged(message: &Message) -> Option<u64> {
-    match message {
-        Message::Ack(ack) => match &ack.applied {
-            Some(Applied::Snapshot(snapshot)) => Some(snapshot.epoch),
-            _ => None,
-        },
-        _ => None,
-    }
-}
 
 #[tokio::test]
 async fn a_canary_that_nobody_serves_is_refused_until_somebody_does() {
@@ -144,7 +47,7 @@ async fn a_canary_that_nobody_serves_is_refused_until_somebody_does() {
 
     // Once a worker serves the canary, the snapshot that was refused is taken without being sent again.
     let more = View {
-        endpoints: Arc::new(penstock_plan::EndpointSet {
+        endpoints: Arc::new(EndpointSet {
             version: 2,
             ..(*all.endpoints).clone()
         }),
@@ -171,11 +74,7 @@ async fn a_canary_that_nobody_serves_is_refused_until_somebody_does() {
 async fn a_stream_keeps_its_revision_when_the_plan_changes() {
     let worker = TestWorker::start(Behaviour::Hang).await;
     let mut plane = ControlPlane::start().await;
-    let mut config = config(View::default());
-    config.control_planes = vec![plane.address.to_string()];
-    let gateway = TestGateway::run(config).await;
-    let mut session = plane.sessions.recv().await.unwrap();
-    session.next().await;
+    let (gateway, mut session) = plane.gateway().await;
     let none = view(0, vec![worker.endpoint("w", &["v1", "v2"])]);
     session.endpoints(&none).await;
     session.snapshot(&none, 1).await;
@@ -192,7 +91,7 @@ async fn a_stream_keeps_its_revision_when_the_plan_changes() {
     );
     // Not even the loss of every worker in the view ends a stream that is under way.
     let gone = View {
-        endpoints: Arc::new(penstock_plan::EndpointSet {
+        endpoints: Arc::new(EndpointSet {
             version: 9,
             ..(*all.endpoints).clone()
         }),
@@ -207,4 +106,80 @@ async fn a_stream_keeps_its_revision_when_the_plan_changes() {
     let more = tokio::time::timeout(Duration::from_millis(200), stream.message()).await;
     assert!(more.is_err(), "the stream goes on: {more:?}");
     assert_eq!(worker.requests(), 1);
+}
+
+/// The same view under the next version of the endpoints.
+fn version(view: &View, version: u64, endpoints: Vec<penstock_plan::Endpoint>) -> View {
+    View {
+        endpoints: Arc::new(EndpointSet { version, endpoints }),
+        ..view.clone()
+    }
+}
+
+#[tokio::test]
+async fn a_canary_that_wants_workers_is_acknowledged_once_so_many_answer() {
+    let first = TestWorker::start(Behaviour::Speak).await;
+    let mut second = TestWorker::start(Behaviour::Speak).await;
+    second.kill();
+    let mut plane = ControlPlane::start().await;
+    let (_gateway, mut session) = plane.gateway().await;
+    let endpoints = vec![
+        first.endpoint("a", &["v1", "v2"]),
+        second.endpoint("b", &["v1", "v2"]),
+    ];
+    let all = view(100, endpoints);
+    let wanting = |least| {
+        let mut snapshot = Snapshot::clone(all.snapshot.as_ref().unwrap());
+        let route = snapshot.routes.get_mut("demo").unwrap();
+        route.canary.as_mut().unwrap().min_ready = least;
+        View {
+            snapshot: Some(Arc::new(snapshot)),
+            ..all.clone()
+        }
+    };
+    session.endpoints(&all).await;
+    match session.snapshot(&wanting(2), 1).await {
+        Message::Nack(nack) => {
+            assert_eq!(nack.code, "canary_unreachable");
+            assert!(
+                nack.message.contains("reaches 1") && nack.message.contains("knows 2"),
+                "{}",
+                nack.message
+            );
+        }
+        other => panic!("{other:?}"),
+    }
+    // It answers again, and nothing needs to be pushed for it.
+    let _again = TestWorker::start_on(second.address, Behaviour::Speak).await;
+    let late = session.next().await;
+    assert_eq!(acknowledged(&late), Some(1), "{late:?}");
+    assert_eq!(acknowledged(&session.snapshot(&wanting(1), 2).await), Some(2));
+}
+
+#[tokio::test]
+async fn workers_that_vanish_all_at_once_serve_on_while_they_answer() {
+    let mut workers = Vec::new();
+    for _ in 0..4 {
+        workers.push(TestWorker::start(Behaviour::Speak).await);
+    }
+    let mut plane = ControlPlane::start().await;
+    let (gateway, mut session) = plane.gateway().await;
+    let named = ["a", "b", "c", "d"].iter().zip(&workers);
+    let endpoints = named.map(|(id, worker)| worker.endpoint(id, &["v1"])).collect();
+    let all = view(0, endpoints);
+    session.endpoints(&all).await;
+    session.snapshot(&all, 1).await;
+    session.endpoints(&version(&all, 2, vec![])).await;
+    let mut client = gateway.client().await;
+    generate(&mut client, with(prompt("demo"), &[])).await.unwrap();
+    let known = async || {
+        let reply = crate::support::http("GET", gateway.ops, "/metrics", &[], "").await;
+        let line = |line: &&str| line.starts_with("penstock_gateway_endpoints");
+        let line = reply.body.lines().find(line).unwrap().to_owned();
+        line.rsplit(' ').next().unwrap().to_owned()
+    };
+    assert_eq!(known().await, "4");
+    workers[0].kill();
+    eventually("the dead one is dropped", async || known().await == "3").await;
+    generate(&mut client, with(prompt("demo"), &[])).await.unwrap();
 }

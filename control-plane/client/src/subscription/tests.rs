@@ -374,3 +374,147 @@ async fn addresses_that_cannot_be_used_are_refused_at_once() {
     assert!(subscribe_to(&[]).contains("no control plane is named"));
     assert!(subscribe_to(&["127.0.0.1:8090", "nonsense"]).contains("\"nonsense\""));
 }
+
+#[tokio::test(start_paused = true)]
+async fn reports_go_out_every_second_and_after_an_apply_and_are_numbered_over_streams() {
+    let mut plane = Plane::start();
+    let counting = SyncConfig {
+        stats: Some(Arc::new(v1::Stats::default)),
+        alive_every: Duration::from_secs(3600),
+        ..config()
+    };
+    let _node = Node::start(counting, &plane);
+    let mut session = plane.session().await;
+    session.next().await;
+    let report = |sequence| {
+        Message::Stats(v1::Stats {
+            sequence,
+            ..v1::Stats::default()
+        })
+    };
+    let began = Instant::now();
+    push_snapshot(&session, 1, 7).await;
+    assert_eq!(session.next().await, ack(1, 7));
+    assert_eq!(session.next().await, report(1));
+    assert!(began.elapsed() < Duration::from_millis(100));
+    push_snapshot(&session, 2, 7).await;
+    assert_eq!(session.next().await, ack(2, 7), "nothing new, nothing to tell");
+    assert_eq!(session.next().await, report(2));
+    assert_eq!(began.elapsed().as_secs(), 1);
+    session.fail(Status::unavailable("restart")).await;
+    let mut session = plane.session().await;
+    session.next().await;
+    assert_eq!(session.next().await, report(3));
+}
+
+/// Four workers, all of which serve the canary.
+fn four() -> penstock_plan::EndpointSet {
+    let served = penstock_plan::ServedRevision {
+        model: "demo".into(),
+        revision: "v2".into(),
+        digest: "bb".into(),
+        context_length: 64,
+    };
+    let endpoint = |id: &str| penstock_plan::Endpoint {
+        id: id.into(),
+        address: format!("{id}:1"),
+        region: String::new(),
+        revisions: vec![served.clone()],
+    };
+    penstock_plan::EndpointSet {
+        version: 1,
+        endpoints: ["a", "b", "c", "d"].map(endpoint).into(),
+    }
+}
+
+/// A subscription that reaches the workers in the list.
+fn reaching(answering: &Arc<Mutex<Vec<String>>>) -> SyncConfig {
+    let answering = answering.clone();
+    SyncConfig {
+        reach: Some(Arc::new(move |endpoint| {
+            let answers = answering.lock().unwrap().contains(&endpoint.id);
+            Box::pin(std::future::ready(answers))
+        })),
+        ..config()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn workers_that_vanish_all_at_once_stay_until_they_do_not_answer() {
+    let mut plane = Plane::start();
+    let answering = Arc::new(Mutex::new(vec!["a".to_owned(), "b".to_owned()]));
+    let node = Node::start(reaching(&answering), &plane);
+    let session = plane.session().await;
+    let ids = |view: &View| -> Vec<String> {
+        let endpoints = view.endpoints.endpoints.iter();
+        endpoints.map(|endpoint| endpoint.id.clone()).collect()
+    };
+    session.push(1, Resource::Endpoints((&four()).into())).await;
+    node.until(|view| ids(view).len() == 4).await;
+    let none = penstock_plan::EndpointSet {
+        version: 2,
+        endpoints: vec![],
+    };
+    session.push(2, Resource::Endpoints((&none).into())).await;
+    node.until(|view| view.endpoints.version == 2).await;
+    assert_eq!(ids(&node.view()), ["a", "b", "c", "d"]);
+    node.until(|view| ids(view).len() == 2).await;
+    assert_eq!(ids(&node.view()), ["a", "b"]);
+    answering.lock().unwrap().clear();
+    node.until(|view| ids(view).is_empty()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_is_offered_with_the_workers_that_answer_and_again_when_others_do() {
+    let mut plane = Plane::start();
+    let answering = Arc::new(Mutex::new(vec!["a".to_owned()]));
+    let offered = Arc::new(Mutex::new(Vec::new()));
+    let seen = offered.clone();
+    let apply: ApplyFn = Box::new(move |candidate| {
+        seen.lock().unwrap().push(candidate.reached.len());
+        match candidate.reached.len() {
+            0 | 1 => Err(crate::Veto {
+                code: "canary_unreachable".into(),
+                field: String::new(),
+                message: "one is too few".into(),
+            }),
+            _ => Ok(()),
+        }
+    });
+    let shutdown = CancellationToken::new();
+    let _subscription = start(reaching(&answering), apply, shutdown, plane.dialer()).unwrap();
+    let mut session = plane.session().await;
+    session.next().await;
+    session.push(1, Resource::Endpoints((&four()).into())).await;
+    session.next().await;
+    let route = penstock_plan::Route {
+        model: "demo".into(),
+        stable: penstock_plan::Revision::new("v1", "aa"),
+        canary: Some(penstock_plan::Canary {
+            revision: penstock_plan::Revision::new("v2", "bb"),
+            share: penstock_plan::Ppm::ALL,
+            min_ready: 2,
+        }),
+        rollout_uid: "r-1".into(),
+        ..penstock_plan::Route::default()
+    };
+    let wanting = Snapshot {
+        epoch: 1,
+        routes: [("demo".to_owned(), route)].into(),
+    };
+    session.push(2, Resource::Snapshot((&wanting).into())).await;
+    assert!(matches!(session.next().await, Message::Nack(_)));
+    answering.lock().unwrap().push("c".into());
+    let late = loop {
+        match session.next().await {
+            Message::Alive(_) => {}
+            other => break other,
+        }
+    };
+    assert!(matches!(late, Message::Ack(v1::Ack { nonce: 2, .. })), "{late:?}");
+    assert_eq!(
+        *offered.lock().unwrap(),
+        [1, 2],
+        "it is offered again only for a reason"
+    );
+}
