@@ -17,7 +17,7 @@ pub struct Args {
     )]
     listen: SocketAddr,
 
-    /// Operations: /metrics
+    /// Operations: /metrics, probes, /override
     #[arg(
         long,
         value_name = "ADDR",

@@ -22,7 +22,7 @@ pub(crate) use entry::{Ended, Entry, Running};
 const KEEP: Duration = Duration::from_secs(3600);
 
 /// Which trial of which revision a count belongs to.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Subject<'s> {
     pub(crate) model: &'s str,
     pub(crate) revision: &'s Revision,

@@ -14,6 +14,7 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use penstock_client::View;
 use penstock_plan::Endpoint;
+use penstock_proto::metadata;
 use penstock_telemetry::instruments::GatewayMetrics;
 use tokio::{sync::watch, time::Instant};
 use tonic::{Code, Status};
@@ -21,14 +22,19 @@ use tonic::{Code, Status};
 use crate::{
     counts::Ledger,
     error,
+    feedback::Judged,
     frames::Message,
     observe::Observation,
+    overrides::Overrides,
     pool::{Lease, Peer, Pool},
     relay::Relay,
     routing::{self, Assigned, Caller},
+    shadow::{self, Shadow, Shadows},
     timeout,
 };
 
+/// Name of the method that generates.
+pub(crate) const GENERATE: &str = "Generate";
 /// Workers asked at most for one request.
 const ATTEMPTS: usize = 3;
 
@@ -65,6 +71,9 @@ pub(crate) struct Forwarder {
     pub(crate) pool: Arc<Pool>,
     pub(crate) metrics: GatewayMetrics,
     pub(crate) ledger: Arc<Ledger>,
+    pub(crate) overrides: Arc<Overrides>,
+    pub(crate) shadows: Arc<Shadows>,
+    pub(crate) judged: Arc<Judged>,
     /// For requests whose caller does not say how long it waits.
     pub(crate) default_timeout: Duration,
 }
@@ -147,7 +156,7 @@ impl Forwarder {
 
     async fn serve(&self, call: &mut Call) -> Result<(Assigned, Sent), Status> {
         let asked = call.message.model()?;
-        let assigned = routing::assign(&self.view(), asked, call.caller())?;
+        let assigned = routing::assign(&self.view(), &self.overrides, asked, call.caller())?;
         let counts = assigned.counts(&self.ledger);
         call.observation.assigned(&assigned, counts);
         if asked != assigned.model {
@@ -162,8 +171,34 @@ impl Forwarder {
             None => sending.await,
         };
         match sent {
-            Ok(sent) => Ok((assigned, sent)),
+            Ok(sent) => {
+                self.mirror(call, &assigned);
+                Ok((assigned, sent))
+            }
             Err(status) => Err(assigned.told(status)),
+        }
+    }
+
+    /// Sends a copy to the canary, if the route wants one and there is room. The client's own request is served
+    /// already, and whatever becomes of the copy is nothing to it.
+    fn mirror(&self, call: &Call, assigned: &Assigned) {
+        if call.method != GENERATE {
+            return;
+        }
+        let copy = || {
+            let (copy, most) = assigned.mirrored(rand::random_range(0..1_000_000))?;
+            let permit = self.shadows.room()?;
+            let (_, peer) = self.pool.pick(copy.endpoints(), &HashSet::new())?;
+            let message = shadow::shortened(&call.message, most)?;
+            Some(Shadow {
+                request: request(peer.address(), call, &message, &copy).ok()?,
+                counts: copy.counts(&self.ledger),
+                peer,
+                permit,
+            })
+        };
+        if let Some(shadow) = copy() {
+            self.shadows.cast(shadow);
         }
     }
 
@@ -237,7 +272,7 @@ async fn attempt_on(
         retry: true,
         unseen: false,
     })?;
-    let request = request(peer.address(), call, assigned)?;
+    let request = request(peer.address(), call, &call.message, assigned)?;
     let response = sender.send_request(request).await.map_err(|error| Failed {
         status: error::unavailable(format!("worker {} did not answer: {error}", endpoint.id)),
         retry: true,
@@ -326,11 +361,16 @@ fn ended(status: Status) -> Result<(), Failed> {
     }
 }
 
-fn request(address: &str, call: &Call, assigned: &Assigned) -> Result<Request<Full<Bytes>>, Failed> {
+fn request(
+    address: &str,
+    call: &Call,
+    message: &Message,
+    assigned: &Assigned,
+) -> Result<Request<Full<Bytes>>, Failed> {
     let uri = format!("http://{address}/penstock.v1.Inference/{}", call.method);
     let built = Request::post(uri)
         .version(Version::HTTP_2)
-        .body(Full::new(call.message.framed()));
+        .body(Full::new(message.framed()));
     let mut request = built.map_err(|error| Failed {
         status: Status::internal(format!("{address:?} cannot be asked: {error}")),
         retry: true,
@@ -342,6 +382,8 @@ fn request(address: &str, call: &Call, assigned: &Assigned) -> Result<Request<Fu
     }
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    // The gateway alone says what is a copy.
+    headers.remove(metadata::MIRROR);
     assigned.tell(headers);
     call.observation.inject(headers);
     if let Some(at) = call.deadline {

@@ -12,16 +12,18 @@ use axum::{
 use http::{HeaderMap, HeaderValue, Request, header};
 use http_body_util::{BodyExt as _, Full};
 use penstock_client::View;
-use penstock_proto::v1;
+use penstock_proto::{metadata, v1};
 use penstock_telemetry::semconv::value;
+use prost::Message as _;
 use tokio::time::{Instant, timeout_at};
 use tonic::Status;
 
 use crate::{
     error,
-    forward::{self, Call, Forwarder, Reply},
+    forward::{self, Call, Forwarder, GENERATE, Reply},
     frames::Message,
     observe::{self, Observation},
+    reply_id::{self, ReplyId},
     timeout,
 };
 
@@ -33,11 +35,12 @@ pub(crate) fn router(forwarder: Forwarder) -> Router {
         .route("/penstock.v1.Inference/Generate", post(generate))
         .route("/penstock.v1.Inference/Tokenize", post(tokenize))
         .route("/penstock.v1.Inference/ListModels", post(list_models))
+        .route("/penstock.v1.Inference/Feedback", post(feedback))
         .with_state(forwarder)
 }
 
 async fn generate(State(forwarder): State<Forwarder>, request: Request<Body>) -> Response {
-    pass(&forwarder, "Generate", value::GENERATE, request).await
+    pass(&forwarder, GENERATE, value::GENERATE, request).await
 }
 
 async fn tokenize(State(forwarder): State<Forwarder>, request: Request<Body>) -> Response {
@@ -48,6 +51,24 @@ async fn list_models(State(forwarder): State<Forwarder>, request: Request<Body>)
     match is_grpc(request.headers()) {
         true => answer(&models(&forwarder.view())),
         false => not_grpc(),
+    }
+}
+
+async fn feedback(State(forwarder): State<Forwarder>, request: Request<Body>) -> Response {
+    if !is_grpc(request.headers()) {
+        return not_grpc();
+    }
+    let given = async {
+        let message = Message::read(request.into_body()).await?;
+        let request = v1::FeedbackRequest::decode(message.payload())
+            .map_err(|error| Status::invalid_argument(format!("the request cannot be read: {error}")))?;
+        forwarder
+            .judged
+            .take(&forwarder.view(), &forwarder.ledger, &request)
+    };
+    match given.await {
+        Ok(given) => answer(&given),
+        Err(status) => status.into_http(),
     }
 }
 
@@ -81,7 +102,7 @@ async fn pass(
         observation,
     };
     match forwarder.call(call).await {
-        Ok(reply) => respond(reply),
+        Ok(reply) => respond(method, reply),
         Err(status) => status.into_http(),
     }
 }
@@ -101,7 +122,7 @@ async fn read(
     Ok((message, deadline))
 }
 
-fn respond(reply: Reply) -> Response {
+fn respond(method: &str, reply: Reply) -> Response {
     let Reply {
         headers,
         assigned,
@@ -122,6 +143,11 @@ fn respond(reply: Reply) -> Response {
     }
     response.headers_mut().insert(header::CONTENT_TYPE, GRPC);
     assigned.tell(response.headers_mut());
+    if method == GENERATE
+        && let Ok(id) = HeaderValue::try_from(ReplyId::draw(&assigned).text(reply_id::PREFIX))
+    {
+        response.headers_mut().insert(metadata::REPLY_ID, id);
+    }
     response
 }
 

@@ -88,8 +88,8 @@ async fn answer<S: Shape>(
     asked: Asked,
     shape: S,
 ) -> Result<Response, Status> {
-    let (origin, chunks) = replies::ask(forwarder, S::OPERATION, asker, &asked.request).await?;
-    let head = Head::new(S::PREFIX, &origin.assigned);
+    let (origin, chunks) = replies::ask(forwarder, S::OPERATION, S::PREFIX, asker, &asked.request).await?;
+    let head = Head::new(&origin);
     let mut response = match asked.stream {
         true => sse::respond(
             chunks,

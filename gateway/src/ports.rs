@@ -20,6 +20,7 @@ use tonic::Status;
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
+    feedback,
     forward::Forwarder,
     grpc, openai,
     readiness::{self, Readiness},
@@ -63,13 +64,16 @@ impl Ports {
         let router = Router::new()
             .merge(openai::router(forwarder.clone()))
             .merge(sglang::router(forwarder.clone()))
-            .merge(grpc::router(forwarder))
+            .merge(feedback::router(forwarder.clone()))
+            .merge(grpc::router(forwarder.clone()))
             .merge(described(health_service))
             .merge(ops::health_router(health.clone()))
             .fallback(unknown)
             .method_not_allowed_fallback(wrong_method);
         let stopped = stop_ops.clone().cancelled_owned();
-        let ops_router = ops::router(metrics, health);
+        let ops_router = ops::router(metrics, health)
+            .merge(crate::ops::router(forwarder))
+            .method_not_allowed_fallback(wrong_method);
         Self {
             draining,
             main: tokio::spawn(listener::serve(listener, router, stop.clone())),

@@ -9,10 +9,11 @@ use penstock_proto::{metadata, v1};
 use tonic::{Code, Status};
 
 use crate::{
-    forward::{self, Call, Forwarder, Reply},
+    forward::{self, Call, Forwarder, GENERATE, Reply},
     frames::{Decoder, Message},
     observe::Observation,
     relay::Relay,
+    reply_id::ReplyId,
     routing::Assigned,
     timeout,
 };
@@ -32,10 +33,11 @@ impl From<Parts> for Asker {
     }
 }
 
-/// Sends a request of an HTTP API; `operation` names its span.
+/// Sends a request of an HTTP API; `operation` names its span, and `prefix` is what the id of its reply begins with.
 pub(crate) async fn ask(
     forwarder: &Forwarder,
     operation: &'static str,
+    prefix: &str,
     asker: Asker,
     request: &v1::GenerateRequest,
 ) -> Result<(Origin, Chunks), Status> {
@@ -44,7 +46,7 @@ pub(crate) async fn ask(
     let deadline = timeout::deadline(&headers, forwarder.default_timeout)
         .inspect_err(|status| observation.failed(status))?;
     let call = Call {
-        method: "Generate",
+        method: GENERATE,
         headers,
         peer,
         message: Message::encode(request),
@@ -62,7 +64,8 @@ pub(crate) async fn ask(
         ended: false,
     };
     let seed = headers.remove(metadata::SEED);
-    Ok((Origin { assigned, seed }, chunks))
+    let id = ReplyId::draw(&assigned).text(prefix);
+    Ok((Origin { assigned, id, seed }, chunks))
 }
 
 /// The chunks of a reply. Dropping it ends the sequence on its worker.
@@ -76,6 +79,8 @@ pub(crate) struct Chunks {
 /// What a response says of how it came about.
 pub(crate) struct Origin {
     pub(crate) assigned: Assigned,
+    /// The id of the reply.
+    pub(crate) id: String,
     /// The seed that the worker used.
     seed: Option<HeaderValue>,
 }
@@ -83,9 +88,12 @@ pub(crate) struct Origin {
 // === impl Origin ===
 
 impl Origin {
-    /// Writes the assignment and the seed into the headers of a response.
+    /// Writes the assignment, the id and the seed into the headers of a response.
     pub(crate) fn tell(self, response: &mut Response) {
         self.assigned.tell(response.headers_mut());
+        if let Ok(id) = HeaderValue::try_from(self.id) {
+            response.headers_mut().insert(metadata::REPLY_ID, id);
+        }
         if let Some(seed) = self.seed {
             response.headers_mut().insert(metadata::SEED, seed);
         }

@@ -11,6 +11,7 @@ use tonic::{Status, metadata::MetadataMap};
 use crate::{
     counts::{self, Entry, Ledger},
     error,
+    overrides::Overrides,
 };
 
 /// Where a request goes. Holds the view that decided, so that snapshot and endpoints belong together.
@@ -36,7 +37,12 @@ pub(crate) struct Caller<'c> {
 }
 
 /// Assigns a request for `model`, which may be empty where there is but one, or pin a revision as NAME@REVISION.
-pub(crate) fn assign(view: &Arc<View>, model: &str, caller: Caller<'_>) -> Result<Assigned, Status> {
+pub(crate) fn assign(
+    view: &Arc<View>,
+    overrides: &Overrides,
+    model: &str,
+    caller: Caller<'_>,
+) -> Result<Assigned, Status> {
     let Some(snapshot) = &view.snapshot else {
         return Err(error::unavailable(
             "this gateway has no routes yet: no control plane has told it any",
@@ -52,7 +58,9 @@ pub(crate) fn assign(view: &Arc<View>, model: &str, caller: Caller<'_>) -> Resul
         FORWARDED_FOR => forwarded.as_deref(),
         name => text(caller.headers, name),
     };
+    let overridden = overrides.revision(&route.model);
     let attributes = Attributes {
+        override_to: overridden.as_deref(),
         pin: pin(suffix, text(caller.headers, metadata::MODEL_VERSION))?,
         peer: caller.peer,
         ..Attributes::new(&lookup)
@@ -98,7 +106,8 @@ fn forwarded(headers: &HeaderMap) -> Option<Cow<'_, str>> {
     })
 }
 
-fn route<'s>(snapshot: &'s Snapshot, name: &str) -> Result<&'s Route, Status> {
+/// The route of a model; of the only one where no name is given.
+pub(crate) fn route<'s>(snapshot: &'s Snapshot, name: &str) -> Result<&'s Route, Status> {
     if let Some(route) = snapshot.routes.get(name) {
         return Ok(route);
     }
@@ -143,6 +152,23 @@ impl Assigned {
     /// Where the request counts: with its revision, in the trial that its route was in.
     pub(crate) fn counts(&self, ledger: &Ledger) -> Option<Arc<Entry>> {
         Some(ledger.entry(self.route()?, &self.revision))
+    }
+
+    /// The same request as the canary would get it, and the tokens that it may generate there, where the route wants
+    /// copies of such requests and `draw`, 0 to 999,999, says that this is one. Who was put on stable by name, by
+    /// hold-out or for want of a key has no part in the rollout, and neither has a copy.
+    pub(crate) fn mirrored(&self, draw: u32) -> Option<(Self, u32)> {
+        let route = self.route()?;
+        let (mirror, canary) = (route.mirror.as_ref()?, route.canary.as_ref()?);
+        let takes_part = matches!(self.reason, Reason::Bucket | Reason::Request | Reason::Rule);
+        let is_one = takes_part && self.revision == route.stable && draw < mirror.share.get();
+        is_one.then(|| {
+            let copy = Self {
+                revision: canary.revision.clone(),
+                ..self.clone()
+            };
+            (copy, mirror.max_output_tokens)
+        })
     }
 
     /// Whoever serves this very revision, by content.

@@ -11,6 +11,7 @@ use crate::{
     Config, StateError,
     counts::Ledger,
     forward::Forwarder,
+    overrides::Overrides,
     pool::Pool,
     ports::Ports,
     state::StateDir,
@@ -74,6 +75,7 @@ pub struct Server {
     ops_listener: TcpListener,
     addresses: Addresses,
     state: Option<StateDir>,
+    overrides: Overrides,
     initial: View,
 }
 
@@ -88,6 +90,7 @@ impl Server {
             .map(StateDir::load)
             .transpose()?
             .unwrap_or_default();
+        let overrides = Overrides::open(state.clone())?;
         let given = std::mem::take(&mut config.initial);
         let initial = if saved.snapshot.is_some() { saved } else { given };
         let (listener, listen) = bind(config.listen, "--listen").await?;
@@ -98,6 +101,7 @@ impl Server {
             ops_listener,
             addresses: Addresses { listen, ops },
             state,
+            overrides,
             initial,
         })
     }
@@ -118,8 +122,10 @@ impl Server {
             ops_listener,
             addresses,
             state,
+            overrides,
             initial,
         } = self;
+        let overrides = Arc::new(overrides);
         let metrics = GatewayMetrics::new(&config.metrics);
         let stop = CancellationToken::new();
         let node = config.node.unwrap_or_else(|| addresses.listen.to_string());
@@ -135,6 +141,7 @@ impl Server {
             metrics: metrics.clone(),
             pool: pool.clone(),
             ledger: ledger.clone(),
+            overrides: overrides.clone(),
         };
         let (view, subscription) = follow.start(stop.clone())?;
         let keeper = subscription::keep(view.clone(), pool.clone(), state, metrics.clone(), stop.clone());
@@ -143,6 +150,9 @@ impl Server {
             pool,
             metrics,
             ledger,
+            overrides,
+            shadows: Arc::default(),
+            judged: Arc::default(),
             default_timeout: config.default_timeout,
         };
         let ports = Ports::open(listener, ops_listener, forwarder, config.metrics);

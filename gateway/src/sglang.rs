@@ -23,6 +23,7 @@ use crate::{
     observe::Observation,
     openai::{error, sse},
     replies::{self, Asker},
+    reply_id::PREFIX,
 };
 
 /// What SGLang generates where a request does not say.
@@ -41,7 +42,7 @@ pub(crate) fn router(forwarder: Forwarder) -> Router {
 struct Asked {
     request: v1::GenerateRequest,
     stream: bool,
-    id: String,
+    id: Option<String>,
 }
 
 async fn generate(State(forwarder): State<Forwarder>, request: Request<Body>) -> Response {
@@ -65,9 +66,9 @@ async fn answer(
     asked: Asked,
     began: Instant,
 ) -> Result<Response, Status> {
-    let (origin, chunks) = replies::ask(forwarder, value::GENERATE, asker, &asked.request).await?;
+    let (origin, chunks) = replies::ask(forwarder, value::GENERATE, PREFIX, asker, &asked.request).await?;
     let sofar = SoFar {
-        id: asked.id,
+        id: asked.id.unwrap_or_else(|| origin.id.clone()),
         version: origin.assigned.revision.name.clone(),
         logprobs: asked.request.top_logprobs,
         began,
@@ -107,11 +108,10 @@ async fn read(body: Body) -> Result<Asked, Status> {
         top_logprobs: fields.flag("return_logprob")?.then_some(top),
         echo: false,
     };
-    let id = fields.text("rid")?.map(str::to_owned);
     Ok(Asked {
         request,
         stream: fields.flag("stream")?,
-        id: id.unwrap_or_else(|| uuid::Uuid::new_v4().simple().to_string()),
+        id: fields.text("rid")?.map(str::to_owned),
     })
 }
 

@@ -9,7 +9,7 @@ use std::{
 
 use penstock_client::View;
 use penstock_plan::{EndpointSet, Snapshot, SnapshotError};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// Name of the file in the state directory.
 const FILE: &str = "view.json";
@@ -75,15 +75,9 @@ impl StateDir {
     /// What was saved last; nothing in a new directory.
     pub(crate) fn load(&self) -> Result<View, StateError> {
         let path = self.0.join(FILE);
-        let text = match fs::read(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(View::default()),
-            Err(error) => return Err(io_error(&path)(error)),
+        let Some(read) = self.read::<Read>(FILE)? else {
+            return Ok(View::default());
         };
-        let read: Read = serde_json::from_slice(&text).map_err(|source| StateError::Json {
-            path: path.clone(),
-            source,
-        })?;
         if let Some(snapshot) = &read.snapshot {
             snapshot
                 .validate()
@@ -96,14 +90,30 @@ impl StateDir {
         })
     }
 
-    /// Saves a view. Whatever happens, the file holds this one or the one before, whole.
+    /// Saves a view.
     pub(crate) fn save(&self, view: &View) -> Result<(), StateError> {
-        let (path, next) = (self.0.join(FILE), self.0.join(format!("{FILE}.next")));
         let written = Written {
             snapshot: view.snapshot.as_deref(),
             endpoints: &view.endpoints,
         };
-        let text = serde_json::to_vec_pretty(&written).map_err(|source| StateError::Json {
+        self.write(FILE, &written)
+    }
+
+    /// What a file holds; nothing if there is none.
+    pub(crate) fn read<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, StateError> {
+        let path = self.0.join(name);
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(io_error(&path)(error)),
+        };
+        serde_json::from_slice(&text).map_err(|source| StateError::Json { path, source })
+    }
+
+    /// Writes a file. Whatever happens, it holds this or what it held before, whole.
+    pub(crate) fn write(&self, name: &str, value: &impl Serialize) -> Result<(), StateError> {
+        let (path, next) = (self.0.join(name), self.0.join(format!("{name}.next")));
+        let text = serde_json::to_vec_pretty(value).map_err(|source| StateError::Json {
             path: next.clone(),
             source,
         })?;

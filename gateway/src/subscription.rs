@@ -20,7 +20,12 @@ use penstock_telemetry::{
 use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
-use crate::{counts::Ledger, pool::Pool, state::StateDir};
+use crate::{
+    counts::Ledger,
+    overrides::{self, Overrides},
+    pool::Pool,
+    state::StateDir,
+};
 
 /// What it takes to follow.
 pub(crate) struct Follow {
@@ -28,6 +33,7 @@ pub(crate) struct Follow {
     pub(crate) metrics: GatewayMetrics,
     pub(crate) pool: Arc<Pool>,
     pub(crate) ledger: Arc<Ledger>,
+    pub(crate) overrides: Arc<Overrides>,
 }
 
 impl Follow {
@@ -41,6 +47,7 @@ impl Follow {
             metrics,
             pool,
             ledger,
+            overrides,
         } = self;
         let mut in_force = sync.initial.snapshot.clone();
         if let Some(snapshot) = &in_force {
@@ -67,6 +74,11 @@ impl Follow {
                 let snapshot = reported.lock().unwrap_or_else(PoisonError::into_inner).clone();
                 v1::Stats {
                     revisions: ledger.report(snapshot.as_deref(), Instant::now()),
+                    overrides: overrides
+                        .list(overrides::now_ms())
+                        .into_iter()
+                        .map(Into::into)
+                        .collect(),
                     ..v1::Stats::default()
                 }
             })),

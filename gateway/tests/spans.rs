@@ -8,7 +8,7 @@
 #[allow(dead_code, reason = "shared with the other tests, which use all of it")]
 mod support;
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use opentelemetry::{
     global,
@@ -16,6 +16,8 @@ use opentelemetry::{
 };
 use opentelemetry_sdk::trace::{InMemorySpanExporter, SdkTracerProvider, SpanData};
 
+use penstock_client::View;
+use penstock_plan::{Rule, Snapshot};
 use support::{Behaviour, TestGateway, TestWorker, endpoint, eventually, generate, prompt, view, with};
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
@@ -37,6 +39,19 @@ async fn only(exporter: &InMemorySpanExporter) -> (SpanData, HashMap<String, Str
     (span, attributes)
 }
 
+/// The same view with a rule for everybody.
+fn ruled(view: View) -> View {
+    let mut snapshot = Snapshot::clone(view.snapshot.as_ref().unwrap());
+    snapshot.routes.get_mut("demo").unwrap().rules = vec![Rule {
+        priority: 9,
+        ..Rule::default()
+    }];
+    View {
+        snapshot: Some(Arc::new(snapshot)),
+        ..view
+    }
+}
+
 #[tokio::test]
 async fn a_request_is_one_span_between_its_caller_and_its_worker() {
     let exporter = InMemorySpanExporter::default();
@@ -52,7 +67,7 @@ async fn a_request_is_one_span_between_its_caller_and_its_worker() {
         endpoint("dead", dead.address, &["v1"]),
         worker.endpoint("alive", &["v1"]),
     ];
-    let gateway = TestGateway::start(view(0, endpoints)).await;
+    let gateway = TestGateway::start(ruled(view(0, endpoints))).await;
     let mut client = gateway.client().await;
     let traceparent = format!("00-{TRACE}-{PARENT}-01");
     // Enough of them that the dead worker is asked first at least once.
@@ -71,7 +86,8 @@ async fn a_request_is_one_span_between_its_caller_and_its_worker() {
             ("penstock.model", "demo"),
             ("penstock.revision", "v1"),
             ("penstock.rollout.epoch", "42"),
-            ("penstock.assignment.reason", "bucket"),
+            ("penstock.assignment.reason", "rule"),
+            ("penstock.assignment.rule", "9"),
             ("penstock.endpoint", "alive"),
             ("gen_ai.request.model", "demo"),
             ("gen_ai.usage.input_tokens", "11"),

@@ -16,6 +16,10 @@ pub const ROLLOUT_EPOCH: &str = "x-rollout-epoch";
 pub const ASSIGNMENT_REASON: &str = "x-assignment-reason";
 /// Priority of the match rule that decided, where one did.
 pub const ASSIGNMENT_RULE: &str = "x-assignment-rule";
+/// The id by which feedback names a reply.
+pub const REPLY_ID: &str = "x-reply-id";
+/// `1` on the hop to a worker where the request is a copy whose reply nobody reads.
+pub const MIRROR: &str = "x-penstock-mirror";
 /// The seed in use, given back where the request named none.
 pub const SEED: &str = "x-seed";
 /// Trailer: a serialized [`RequestStats`](crate::v1::RequestStats).

@@ -162,13 +162,11 @@ impl Entry {
     }
 
     /// A copy of somebody's request was sent to it.
-    #[allow(dead_code)]
     pub(crate) fn mirrored(&self) {
         self.tallies().mirrored += 1;
     }
 
     /// A user said whether a reply was bad.
-    #[allow(dead_code)]
     pub(crate) fn judged(&self, bad: bool) {
         let mut tallies = self.tallies();
         tallies.feedback += 1;

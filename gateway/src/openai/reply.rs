@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use penstock_proto::v1::{self, FinishReason};
 use serde_json::{Value, json};
 
-use crate::routing::Assigned;
+use crate::replies::Origin;
 
 /// What stays the same in all chunks of a reply.
 #[derive(Debug)]
@@ -19,10 +19,11 @@ pub(crate) struct Head {
 }
 
 impl Head {
-    pub(crate) fn new(prefix: &str, assigned: &Assigned) -> Self {
+    pub(crate) fn new(origin: &Origin) -> Self {
+        let assigned = &origin.assigned;
         let digest: String = assigned.revision.digest.chars().take(8).collect();
         Self {
-            id: format!("{prefix}{}", uuid::Uuid::new_v4().simple()),
+            id: origin.id.clone(),
             created: SystemTime::now()
                 .duration_since(UNIX_EPOCH)
                 .unwrap_or_default()

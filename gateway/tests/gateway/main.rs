@@ -3,8 +3,11 @@
 // The lint knows tests by their attribute; their helpers have none.
 #![allow(clippy::unwrap_used)]
 
+mod feedback;
 mod grpc;
 mod http_api;
+mod mirror;
+mod overriding;
 mod plan_changes;
 mod plane;
 mod process;
