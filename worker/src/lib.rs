@@ -19,6 +19,7 @@ pub mod progress;
 mod readiness;
 mod registration;
 mod server;
+pub mod source;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 

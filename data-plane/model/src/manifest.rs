@@ -7,7 +7,7 @@ use std::{
 
 use crate::LoadError;
 
-/// Files that make a revision what it is, beside all of its `*.safetensors`.
+/// Files that make a revision what it is, beside all of its `*.safetensors` and `*.gguf`.
 const FILES: [&str; 5] = [
     "config.json",
     "tokenizer.json",
@@ -17,8 +17,8 @@ const FILES: [&str; 5] = [
 ];
 
 /// BLAKE3, in hex, over the manifest of `dir`: for each file that makes the revision what it is (its
-/// configurations, tokenizer, template and `*.safetensors`), sorted by name, a line of the name, the size in bytes
-/// and the BLAKE3 of the content. Other files in the directory do not count, nor do times and permissions.
+/// configurations, tokenizer, template, `*.safetensors` and `*.gguf`), sorted by name, a line of the name, the size
+/// in bytes and the BLAKE3 of the content. Other files in the directory do not count, nor do times and permissions.
 ///
 /// # Errors
 /// The directory or a file in it cannot be read.
@@ -32,7 +32,7 @@ pub fn manifest_digest(dir: &Path) -> Result<String, LoadError> {
         let name = entry.map_err(read)?.file_name();
         // A name that is no Unicode is none of ours.
         let Some(name) = name.to_str() else { continue };
-        if FILES.contains(&name) || name.ends_with(".safetensors") {
+        if FILES.contains(&name) || name.ends_with(".safetensors") || name.ends_with(".gguf") {
             names.push(name.to_owned());
         }
     }

@@ -18,6 +18,8 @@ fn the_digest_depends_on_the_files_that_count_and_on_nothing_else() {
     write("model.safetensors", "weights");
     std::fs::remove_file(dir.path().join("tokenizer.json")).unwrap();
     assert_eq!(manifest_digest(dir.path()).unwrap(), first);
+    write("model-q4.gguf", "weights");
+    assert_ne!(manifest_digest(dir.path()).unwrap(), first);
 }
 
 #[test]
