@@ -96,8 +96,8 @@ impl Mirror {
     pub(crate) fn wanted(&self, push: &v1::Push) -> Vec<Wanted> {
         let known = || self.view.borrow().endpoints.clone();
         match &push.resource {
-            // A snapshot that cannot be read is refused whoever answers.
-            Some(Resource::Snapshot(wire)) => Snapshot::try_from(wire.clone())
+            // A snapshot that cannot be read is refused whoever answers; one that wants nobody need not be read twice.
+            Some(Resource::Snapshot(wire)) if wants_any(wire) => Snapshot::try_from(wire.clone())
                 .map(|snapshot| wanted(&snapshot, &known().endpoints))
                 .unwrap_or_default(),
             Some(Resource::Endpoints(wire)) if self.vetoed.is_some() => {
@@ -295,6 +295,12 @@ impl Mirror {
             (!digest.is_empty()).then_some(v1::ack::Applied::Snapshot(v1::AppliedSnapshot { epoch, digest }));
         message(Message::Ack(v1::Ack { nonce, applied }))
     }
+}
+
+/// Whether any canary wants a number of workers.
+fn wants_any(wire: &v1::Snapshot) -> bool {
+    let mut canaries = wire.routes.iter().filter_map(|route| route.canary.as_ref());
+    canaries.any(|canary| canary.min_ready > 0)
 }
 
 /// The workers of each canary whose route wants a number of them.

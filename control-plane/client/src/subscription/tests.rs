@@ -465,6 +465,32 @@ async fn workers_that_vanish_all_at_once_stay_until_they_do_not_answer() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_node_that_starts_from_disk_keeps_what_a_store_that_forgot_does_not_name() {
+    let mut plane = Plane::start();
+    let answering = Arc::new(Mutex::new(vec!["a".to_owned()]));
+    let initial = View {
+        endpoints: Arc::new(four()),
+        ..View::default()
+    };
+    let node = Node::start(
+        SyncConfig {
+            initial,
+            ..reaching(&answering)
+        },
+        &plane,
+    );
+    let session = plane.session().await;
+    let none = penstock_plan::EndpointSet {
+        version: 9,
+        endpoints: vec![],
+    };
+    session.push(1, Resource::Endpoints((&none).into())).await;
+    node.until(|view| view.endpoints.version == 9).await;
+    assert_eq!(node.view().endpoints.endpoints.len(), 4);
+    node.until(|view| view.endpoints.endpoints.len() == 1).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_snapshot_is_offered_with_the_workers_that_answer_and_again_when_others_do() {
     let mut plane = Plane::start();
     let answering = Arc::new(Mutex::new(vec!["a".to_owned()]));
