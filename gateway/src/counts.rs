@@ -75,15 +75,18 @@ impl Ledger {
 
     /// The counts of a subject; `trial` says what counts as a bad event where they are begun now.
     pub(crate) fn entry_of(&self, subject: Subject<'_>, trial: Option<&Trial>) -> Arc<Entry> {
-        let hash = subject.hash();
-        let entries = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(entry) = entries.get(&hash) {
-            return entry.clone();
+        if let Some(entry) = self.find(subject) {
+            return entry;
         }
-        drop(entries);
         let mut entries = self.0.write().unwrap_or_else(PoisonError::into_inner);
         let begun = || Arc::new(Entry::new(subject, trial));
-        entries.entry(hash).or_insert_with(begun).clone()
+        entries.entry(subject.hash()).or_insert_with(begun).clone()
+    }
+
+    /// The counts of a subject, if there are any.
+    pub(crate) fn find(&self, subject: Subject<'_>) -> Option<Arc<Entry>> {
+        let entries = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        entries.get(&subject.hash()).cloned()
     }
 
     /// Every count. What belongs to a trial that has been over for an hour is dropped.

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashSet, VecDeque},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use axum::{
@@ -20,7 +20,7 @@ use serde_json::json;
 use tonic::Status;
 
 use crate::{
-    counts::{Ledger, Subject},
+    counts::{Entry, Ledger, Subject},
     error::bad_request,
     fields::{self, Fields},
     forward::Forwarder,
@@ -111,23 +111,7 @@ impl Judged {
             ))
         })?;
         if self.first(id) {
-            let present = Subject::of(route, revision);
-            let subject = match id.trial(route) {
-                Some((attempt, step)) => Subject {
-                    attempt,
-                    step,
-                    ..present
-                },
-                // Of an older rollout: it says nothing in this one.
-                None => Subject {
-                    rollout_uid: "",
-                    attempt: 0,
-                    step: 0,
-                    ..present
-                },
-            };
-            let trial = route.trial.as_ref().filter(|_| subject == present);
-            ledger.entry_of(subject, trial).judged(bad);
+            entry(ledger, id, route, revision).judged(bad);
             tracing::info!(
                 reply = request.reply_id,
                 model = route.model,
@@ -156,6 +140,28 @@ impl Judged {
         }
         true
     }
+}
+
+/// Where a reply counted. One of a trial that is over and forgotten here counts outside of all trials: begun anew, its
+/// counts would look as if they had shrunk.
+fn entry(ledger: &Ledger, id: ReplyId, route: &Route, revision: &Revision) -> Arc<Entry> {
+    let present = Subject::of(route, revision);
+    let then = id.trial(route).map(|(attempt, step)| Subject {
+        attempt,
+        step,
+        ..present
+    });
+    if then == Some(present) {
+        return ledger.entry(route, revision);
+    }
+    let outside = Subject {
+        rollout_uid: "",
+        attempt: 0,
+        step: 0,
+        ..present
+    };
+    let found = then.and_then(|then| ledger.find(then));
+    found.unwrap_or_else(|| ledger.entry_of(outside, None))
 }
 
 fn is_bad(request: &v1::FeedbackRequest) -> Result<bool, Status> {

@@ -9,11 +9,11 @@ use crate::routing::Assigned;
 /// What ids begin with where no API has its own word.
 pub(crate) const PREFIX: &str = "rep-";
 /// Hexadecimal digits: random, mark, scope, attempt, step, checksum.
-const DIGITS: [usize; 6] = [16, 8, 4, 4, 2, 6];
+const DIGITS: [usize; 6] = [16, 8, 4, 4, 4, 6];
 /// Digits before the checksum.
-const CHECKED: usize = 34;
+const CHECKED: usize = 36;
 /// Digits in all.
-const ALL: usize = 40;
+const ALL: usize = 42;
 
 /// The id of a reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -24,7 +24,7 @@ pub(crate) struct ReplyId {
     /// Hash of model and rollout.
     scope: u16,
     attempt: u16,
-    step: u8,
+    step: u16,
 }
 
 /// A text that is no id.
@@ -42,7 +42,7 @@ impl ReplyId {
             mark: mark(&assigned.revision),
             scope: route.map_or(0, scope),
             attempt: trial.map_or(0, |trial| saturate(trial.attempt)),
-            step: trial.map_or(0, |trial| u8::try_from(trial.step).unwrap_or(u8::MAX)),
+            step: trial.map_or(0, |trial| saturate(trial.step)),
         }
     }
 
@@ -55,7 +55,7 @@ impl ReplyId {
             attempt,
             step,
         } = self;
-        let checked = format!("{random:016x}{mark:08x}{scope:04x}{attempt:04x}{step:02x}");
+        let checked = format!("{random:016x}{mark:08x}{scope:04x}{attempt:04x}{step:04x}");
         format!("{prefix}{checked}{:06x}", checksum(&checked))
     }
 
@@ -96,7 +96,7 @@ fn read(digits: &str) -> Option<ReplyId> {
         mark: u32::try_from(mark?).ok()?,
         scope: u16::try_from(scope?).ok()?,
         attempt: u16::try_from(attempt?).ok()?,
-        step: u8::try_from(step?).ok()?,
+        step: u16::try_from(step?).ok()?,
     })
 }
 
