@@ -111,18 +111,26 @@ fn tested(rollout: &Rollout, metric: &Metric, observations: &Observations, alpha
     let evidence = |more_requests: u64, more_bad: u64| {
         let mut observations = observations.clone();
         if more_requests > 0 {
-            let strata = observations.canary.metrics.entry(name.clone()).or_default();
-            // Into the fullest stratum, where most requests would come.
-            if let Some(counts) = strata.iter_mut().max_by_key(|counts| counts.n) {
-                counts.n += more_requests;
-                counts.bad += more_bad;
+            // To the gateway and the stratum that have the most, where most requests would come.
+            let boots = observations.boots.iter_mut().map(|[_, canary]| canary);
+            let fullest = boots.max_by_key(|canary| canary.requests);
+            for tally in fullest.into_iter().chain([&mut observations.canary]) {
+                let strata = tally.metrics.entry(name.clone()).or_default();
+                if let Some(counts) = strata.iter_mut().max_by_key(|counts| counts.n) {
+                    counts.n += more_requests;
+                    counts.bad += more_bad;
+                }
             }
         }
         strongest(metric, &observations)
     };
     let min_samples = min_samples(rollout, metric, alpha);
     let now = evidence(0, 0);
-    let stable_missing = metric.max_ratio.is_some() && stable.n == 0;
+    let compared = observations.strata(&name, false);
+    let comparable = compared
+        .iter()
+        .any(|stratum| stratum.canary.n > 0 && stratum.stable.n > 0);
+    let stable_missing = metric.max_ratio.is_some() && !comparable;
     let verdict = match verdict(&now, alpha, canary.n, min_samples) {
         Verdict::Pass if stable_missing => Verdict::Insufficient,
         verdict => verdict,

@@ -28,8 +28,10 @@
 mod assign;
 mod human;
 pub mod judge;
+pub mod lint;
 mod manifest;
 mod observe;
+pub mod parse;
 pub mod planner;
 mod ppm;
 mod rollout;

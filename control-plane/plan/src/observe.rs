@@ -41,7 +41,7 @@ pub struct Tally {
     pub cached_tokens: u64,
     /// Tokens of replies.
     pub output_tokens: u64,
-    /// Requests and bad events by metric, in strata by cached ratio.
+    /// Requests and bad events by metric, in strata; see [`RequestFacts::stratum`](crate::RequestFacts::stratum).
     pub metrics: BTreeMap<String, [Counts; STRATA]>,
 }
 
@@ -66,6 +66,9 @@ pub struct Observations {
     pub stable: Tally,
     /// What the canary did.
     pub canary: Tally,
+    /// Both sides by gateway process, stable first: shares may differ from one to the next, and a comparison of sums
+    /// would blame the side that got more of the harder requests.
+    pub boots: Vec<[Tally; 2]>,
     /// Times that workers ran out of memory on the canary since the rollout began.
     pub out_of_memory: u64,
     /// Restarts of workers that serve the canary since the rollout began.
@@ -113,11 +116,7 @@ impl Tally {
 
     /// Counts of a metric, all strata together.
     pub fn counts(&self, metric: &str) -> Counts {
-        let strata = self.metrics.get(metric).copied().unwrap_or_default();
-        strata.iter().fold(Counts::default(), |sum, stratum| Counts {
-            n: sum.n.saturating_add(stratum.n),
-            bad: sum.bad.saturating_add(stratum.bad),
-        })
+        sum(&self.metrics.get(metric).copied().unwrap_or_default())
     }
 }
 
@@ -151,6 +150,19 @@ impl Ledger {
         total
     }
 
+    /// Two keys' counts by boot, where either has any.
+    pub fn sides(&self, stable: &ObservationKey, canary: &ObservationKey) -> Vec<[Tally; 2]> {
+        let side = |report: &Report, key| report.tallies.get(key).cloned();
+        let boots =
+            self.boots
+                .values()
+                .filter_map(|report| match (side(report, stable), side(report, canary)) {
+                    (None, None) => None,
+                    (stable, canary) => Some([stable.unwrap_or_default(), canary.unwrap_or_default()]),
+                });
+        boots.collect()
+    }
+
     /// Forgets every trial but these; boots that have nothing left are kept for their sequence number.
     pub fn keep(&mut self, wanted: impl Fn(&ObservationKey) -> bool) {
         for report in self.boots.values_mut() {
@@ -175,21 +187,23 @@ impl Ledger {
 // === impl Observations ===
 
 impl Observations {
-    /// Both sides of a metric: in strata, or in one.
+    /// Both sides of a metric among requests that the split assigned, by gateway process; by cached ratio too where
+    /// asked for.
     pub fn strata(&self, metric: &str, stratified: bool) -> Vec<Stratum> {
-        if !stratified {
-            return vec![Stratum {
-                canary: self.canary.counts(metric),
-                stable: self.stable.counts(metric),
-            }];
-        }
-        let side = |tally: &Tally| tally.metrics.get(metric).copied().unwrap_or_default();
-        let (canary, stable) = (side(&self.canary), side(&self.stable));
-        canary
-            .into_iter()
-            .zip(stable)
-            .map(|(canary, stable)| Stratum { canary, stable })
-            .collect()
+        let split = |tally: &Tally| -> Vec<Counts> {
+            let strata = tally.metrics.get(metric).copied().unwrap_or_default();
+            let split = &strata[..STRATA / 2];
+            if stratified {
+                split.to_vec()
+            } else {
+                vec![sum(split)]
+            }
+        };
+        let of_boot = |[stable, canary]: &[Tally; 2]| -> Vec<Stratum> {
+            let pairs = split(canary).into_iter().zip(split(stable));
+            pairs.map(|(canary, stable)| Stratum { canary, stable }).collect()
+        };
+        self.boots.iter().flat_map(of_boot).collect()
     }
 
     /// The canary's share of requests and of output tokens in the present trial, in [0, 1].
@@ -203,6 +217,13 @@ impl Observations {
             share(self.canary.output_tokens, self.stable.output_tokens),
         )
     }
+}
+
+fn sum(strata: &[Counts]) -> Counts {
+    strata.iter().fold(Counts::default(), |sum, stratum| Counts {
+        n: sum.n.saturating_add(stratum.n),
+        bad: sum.bad.saturating_add(stratum.bad),
+    })
 }
 
 /// JSON has no maps with structures for keys.

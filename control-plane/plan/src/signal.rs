@@ -44,11 +44,15 @@ pub struct RequestFacts {
     pub watch_word_hits: u32,
     /// The reply broke its grammar.
     pub grammar_failed: bool,
+    /// A rule, a pin or an override assigned it, and not the split.
+    pub chosen: bool,
 }
 
-/// Strata by the cached share of the prompt: below 10 %, below 60 %, above. A cold cache makes a canary look slow;
-/// within a stratum both sides have the same to compute.
-pub const STRATA: usize = 3;
+/// Strata of requests: by the cached share of the prompt, below 10 %, below 60 % or above, since a cold cache makes a
+/// canary look slow; first those that the split assigned, then, in the second half, those that a rule, a pin or an
+/// override assigned. Only the split is drawn by lot: of the others one side may have the harder ones, so they are
+/// held to thresholds and not compared.
+pub const STRATA: usize = 6;
 
 /// A metric that a plan may judge.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -98,14 +102,16 @@ pub struct SignalError(String);
 impl RequestFacts {
     /// Index of the stratum, below [`STRATA`].
     pub fn stratum(&self) -> usize {
-        let Some(prompt) = self.prompt_tokens.filter(|&tokens| tokens > 0) else {
-            return 0;
+        let cached = match self.prompt_tokens {
+            Some(prompt) if prompt > 0 => f64::from(self.cached_tokens) / f64::from(prompt),
+            _ => 0.0,
         };
-        match f64::from(self.cached_tokens) / f64::from(prompt) {
+        let by_cache = match cached {
             share if share < 0.1 => 0,
             share if share < 0.6 => 1,
             _ => 2,
-        }
+        };
+        by_cache + if self.chosen { STRATA / 2 } else { 0 }
     }
 }
 
@@ -322,5 +328,13 @@ mod tests {
             [0, 0, 1, 1, 2, 2]
         );
         assert_eq!(RequestFacts::default().stratum(), 0);
+        assert_eq!(
+            RequestFacts {
+                chosen: true,
+                ..of(60)
+            }
+            .stratum(),
+            5
+        );
     }
 }

@@ -43,14 +43,25 @@ pub struct WorkerRecord {
 }
 
 /// A revision that some worker registered first, or an operator published: the reference that others are held to.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PublishedRevision {
     /// Name of the model.
     pub model: String,
     /// Name of the revision.
     pub revision: String,
-    /// BLAKE3 digest of its manifest, in hex.
+    /// BLAKE3 digest of its manifest, in hex; empty until the first worker has loaded what an operator published
+    /// without one.
     pub digest: String,
+    /// Where its checkpoint is: a path, `hf://`, `s3://` or `https://`. Empty where workers have it from their
+    /// command lines.
+    #[serde(default)]
+    pub source: String,
+    /// Prompts that are computed before it serves, so that their KV is there.
+    #[serde(default)]
+    pub warm_prefixes: Vec<String>,
+    /// An operator took it back: it is placed nowhere any more.
+    #[serde(default)]
+    pub retired: bool,
     /// When, in milliseconds since the Unix epoch.
     #[serde(default)]
     pub published_ms: u64,

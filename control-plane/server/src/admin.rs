@@ -16,10 +16,14 @@ use crate::{
     controller::{fence, put_rollout},
     gateways::Gateways,
     leader::{ELECTION_TIMEOUT, Leadership, Speaking},
-    now_ms, status,
+    now_ms,
+    observed::Observed,
+    status,
     world::{Stored, World},
 };
 
+mod operate;
+mod publish;
 mod service;
 
 /// A change that names no revision of the store is tried again after a lost race so many times.
@@ -37,6 +41,7 @@ pub(crate) struct AdminService {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) world: Arc<World>,
     pub(crate) gateways: Arc<Gateways>,
+    pub(crate) observed: Arc<Observed>,
     pub(crate) leadership: Leadership,
     pub(crate) speaks: Speaking,
     pub(crate) metrics: ControlPlaneMetrics,
@@ -45,9 +50,12 @@ pub(crate) struct AdminService {
 }
 
 /// Who asks for a change and why.
+#[derive(Debug, Default)]
 struct Who {
     actor: String,
     reason: String,
+    /// Answers what would be written, and writes nothing.
+    dry_run: bool,
 }
 
 // === impl AdminService ===
@@ -134,8 +142,11 @@ impl AdminService {
             if let Some(expected) = expected.filter(|expected| *expected != before.mod_revision) {
                 return Err(lost_race(&before, expected));
             }
+            if operation != "AbortRollout" {
+                who.reason_for(Some(&before.value))?;
+            }
             let after = replace(&before.value, change(&who))?;
-            if after == before.value {
+            if after == before.value || who.dry_run {
                 return Ok(convert::rollout(&after, before.mod_revision, ""));
             }
             let record = Record {
@@ -226,10 +237,18 @@ impl AdminService {
         let who = Who {
             actor: request.actor,
             reason: request.reason,
+            dry_run: request.dry_run,
         };
         let before = previous.as_ref().map(|stored| &stored.value);
         let after = Rollout::create(new, before, change(&who)).map_err(|error| refusal(&error))?;
         self.reachable(Ppm::ZERO, &after)?;
+        if who.dry_run {
+            return Ok(convert::rollout(
+                &after,
+                previous.as_ref().map_or(0, |stored| stored.mod_revision),
+                "",
+            ));
+        }
         let record = Record {
             operation: "CreateRollout",
             before,
@@ -318,7 +337,7 @@ impl AdminService {
     fn status(&self, model: &str) -> Result<v1::RolloutStatus, Status> {
         let state = self.world.state();
         match state.rollouts.get(model) {
-            Some(stored) => Ok(status::rollout(&state, &self.gateways, stored)),
+            Some(stored) => Ok(status::rollout(&state, &self.gateways, &self.observed, stored)),
             None => Err(Status::not_found(format!("model {model} has no rollout"))),
         }
     }
@@ -365,6 +384,20 @@ impl AdminService {
                 }
             }
         }
+    }
+}
+
+// === impl Who ===
+
+impl Who {
+    /// A plan may ask for reasons.
+    fn reason_for(&self, rollout: Option<&Rollout>) -> Result<(), Status> {
+        let required = rollout.is_some_and(|rollout| rollout.plan.require_reason);
+        if required && self.reason.trim().is_empty() {
+            let why = "reason: the plan asks for one with every change; say why with --reason";
+            return Err(Status::invalid_argument(why));
+        }
+        Ok(())
     }
 }
 

@@ -1,9 +1,12 @@
 //! The reconcile loop: keeps the world up to date, publishes snapshots and takes the next phase.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use penstock_plan::{
-    Observations, Phase, Rollout, Snapshot,
+    Phase, Rollout, Snapshot,
     planner::{self, Decision, Inventory},
 };
 use penstock_store::{CommitError, Key, Operation, Precondition, Prefix, Store, StoreError, Transaction};
@@ -13,15 +16,18 @@ use tokio_stream::StreamExt as _;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    audit::Record,
+    audit::{self, Record},
     gateways::Gateways,
     leader::Leadership,
     now_ms,
+    observed::Observed,
     world::{State, Stored, World},
 };
 
 /// Liveness changes by silence alone, so somebody has to look.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// Counts are written down this often, for whoever leads next.
+const SAVE_EVERY: Duration = Duration::from_secs(5);
 /// Pause after the store did not answer.
 const RETRY: Duration = Duration::from_millis(300);
 /// Snapshots kept for people who look back.
@@ -32,10 +38,13 @@ pub(crate) struct Controller {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) world: Arc<World>,
     pub(crate) gateways: Arc<Gateways>,
+    pub(crate) observed: Arc<Observed>,
     pub(crate) leadership: Leadership,
     pub(crate) speaks: watch::Sender<bool>,
     /// Revision at which this process last became the leader.
     pub(crate) last_term: Option<u64>,
+    /// When counts were last written down.
+    pub(crate) saved: Instant,
     pub(crate) metrics: ControlPlaneMetrics,
 }
 
@@ -68,6 +77,7 @@ impl Controller {
         let listing = self.store.list(Prefix::All).await?;
         let from = listing.revision + 1;
         self.world.load(listing);
+        self.restore();
         let mut events = self.store.watch(Prefix::All, from).await?;
         let mut changes = self.world.changes();
         let mut look = tokio::time::interval(LOOK_EVERY);
@@ -116,7 +126,22 @@ impl Controller {
         }
     }
 
-    async fn reconcile(&self) {
+    /// Takes up what another leader had counted; of each gateway's boot the newer report counts.
+    fn restore(&self) {
+        let ledgers: Vec<_> = {
+            let state = self.world.state();
+            state
+                .observations
+                .values()
+                .map(|stored| stored.value.clone())
+                .collect()
+        };
+        ledgers
+            .into_iter()
+            .for_each(|ledger| self.observed.restore(ledger));
+    }
+
+    async fn reconcile(&mut self) {
         self.measure();
         let Some(term) = *self.leadership.borrow() else {
             return;
@@ -127,8 +152,67 @@ impl Controller {
         }
         let rollouts: Vec<Stored<Rollout>> = self.world.state().rollouts.values().cloned().collect();
         for rollout in rollouts {
+            self.observed.point(&rollout.value, now_ms());
             if let Err(error) = self.advance(term, rollout).await {
                 log("take the next phase", &error);
+            }
+        }
+        if self.saved.elapsed() >= SAVE_EVERY {
+            self.saved = Instant::now();
+            self.save(term).await;
+        }
+        self.audit_overrides(term).await;
+    }
+
+    /// Writes counts down, so that a control plane that takes over judges on.
+    async fn save(&self, term: u64) {
+        let rollouts: Vec<Rollout> = {
+            let state = self.world.state();
+            state
+                .rollouts
+                .values()
+                .map(|stored| stored.value.clone())
+                .collect()
+        };
+        for rollout in rollouts {
+            let Some(ledger) = self.observed.unsaved(&rollout) else {
+                continue;
+            };
+            let value = serde_json::to_vec(&ledger).expect("counts are plain data with string keys");
+            let transaction = Transaction {
+                preconditions: vec![fence(term)],
+                operations: vec![Operation::Put {
+                    key: Key::Observations(rollout.model.clone()),
+                    value: value.into(),
+                    lease: None,
+                }],
+            };
+            if let Err(error) = self.store.commit(transaction).await {
+                self.observed.still_unsaved(&rollout.model);
+                log("write counts down", &error);
+            }
+        }
+    }
+
+    /// Records what operators did to gateways directly while no control plane could be asked.
+    async fn audit_overrides(&self, term: u64) {
+        for (gateway, record) in self.observed.overrides() {
+            let operation = audit::override_record(&gateway, &record);
+            let key = operation.key().clone();
+            let transaction = Transaction {
+                preconditions: vec![fence(term), Precondition::Absent(key)],
+                operations: vec![operation],
+            };
+            match self.store.commit(transaction).await {
+                // Written already, by this leader or by one before it.
+                Ok(_)
+                | Err(CommitError::Conflict {
+                    key: Key::Audit { .. },
+                }) => {}
+                Err(error) => {
+                    self.observed.override_again((gateway, record));
+                    log("audit an override", &error);
+                }
             }
         }
     }
@@ -190,8 +274,8 @@ impl Controller {
     /// Writes what the planner decides.
     async fn advance(&self, term: u64, rollout: Stored<Rollout>) -> Outcome {
         let inventory = self.inventory(&rollout.value);
-        let Decision::Write(next) =
-            planner::decide(&rollout.value, &inventory, &Observations::default(), now_ms())
+        let observations = self.observed.of(&rollout.value);
+        let Decision::Write(next) = planner::decide(&rollout.value, &inventory, &observations, now_ms())
         else {
             return Ok(());
         };
@@ -218,8 +302,7 @@ impl Controller {
     }
 
     fn inventory(&self, rollout: &Rollout) -> Inventory {
-        let published_epoch = self.world.state().published_epoch(rollout);
-        self.gateways.inventory(published_epoch)
+        inventory(&self.world.state(), &self.gateways, &self.observed, rollout)
     }
 
     fn measure(&self) {
@@ -239,6 +322,22 @@ impl Controller {
         for (model, rollout) in &state.rollouts {
             self.metrics.canary_share(model, rollout.value.share.get());
         }
+    }
+}
+
+/// What the planner is told about a rollout's surroundings.
+pub(crate) fn inventory(
+    state: &State,
+    gateways: &Gateways,
+    observed: &Observed,
+    rollout: &Rollout,
+) -> Inventory {
+    let ready = state.endpoints_of(&rollout.model, &rollout.canary);
+    Inventory {
+        canary_ready: u32::try_from(ready).unwrap_or(u32::MAX),
+        not_ready: observed.not_ready(&rollout.model, &rollout.canary),
+        old_in_flight: observed.in_flight(&rollout.model, &rollout.stable, now_ms()),
+        ..gateways.inventory(state.published_epoch(rollout))
     }
 }
 

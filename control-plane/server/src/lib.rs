@@ -17,6 +17,8 @@ pub mod config;
 mod controller;
 mod gateways;
 mod leader;
+mod observed;
+mod prometheus;
 mod server;
 mod status;
 mod sync;

@@ -1,6 +1,11 @@
 //! Binding, serving and ending.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use penstock_proto::v1::{admin_server::AdminServer, sync_server::SyncServer};
 use penstock_telemetry::{
@@ -14,8 +19,8 @@ use tonic::server::NamedService as _;
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
-    Config, admin::AdminService, controller::Controller, gateways::Gateways, leader, sync::SyncService,
-    world::World,
+    Config, admin::AdminService, controller::Controller, gateways::Gateways, leader, observed::Observed,
+    prometheus, sync::SyncService, world::World,
 };
 
 /// Streams that end by themselves at the end get so long.
@@ -135,6 +140,7 @@ fn start(
     let metrics = ControlPlaneMetrics::new(&config.metrics);
     let address = config.advertise.unwrap_or_else(|| addresses.listen.to_string());
     let (world, gateways) = (Arc::new(World::new(address.clone())), Arc::new(Gateways::new()));
+    let observed = Arc::new(Observed::default());
     let (leads, leadership) = watch::channel(None);
     let (speaks, speaking) = watch::channel(false);
     tasks.spawn(leader::campaign(
@@ -147,12 +153,20 @@ fn start(
         store: config.store.clone(),
         world: world.clone(),
         gateways: gateways.clone(),
+        observed: observed.clone(),
         leadership: leadership.clone(),
         speaks,
         last_term: None,
+        saved: Instant::now(),
         metrics: metrics.clone(),
     };
     tasks.spawn(controller.run(stop.clone()));
+    tasks.spawn(prometheus::run(
+        world.clone(),
+        observed.clone(),
+        leadership.clone(),
+        stop.clone(),
+    ));
     let (reporter, health_service) = tonic_health::server::health_reporter();
     let health = health(&world);
     tasks.spawn(report(reporter, health.clone(), world.changes(), stop.clone()));
@@ -160,6 +174,7 @@ fn start(
         store: config.store,
         world: world.clone(),
         gateways: gateways.clone(),
+        observed: observed.clone(),
         leadership,
         speaks: speaking.clone(),
         metrics: metrics.clone(),
@@ -169,6 +184,7 @@ fn start(
     let sync = SyncService {
         world,
         gateways,
+        observed,
         speaks: speaking,
         metrics,
         streams: streams.clone(),

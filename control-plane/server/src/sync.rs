@@ -1,4 +1,4 @@
-//! The Sync service: one stream per gateway.
+//! The Sync service: one stream per gateway and per worker.
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
@@ -12,12 +12,16 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::{
     gateways::{Gateways, Session},
     leader::{ELECTION_TIMEOUT, Speaking},
+    now_ms,
+    observed::Observed,
     world::{Target, World},
 };
 
 mod outbox;
+mod worker;
 
 use outbox::Outbox;
+use worker::WorkerStream;
 
 /// A stream with nothing to push says that it lives.
 const HEARTBEAT_EVERY: Duration = Duration::from_secs(5);
@@ -32,6 +36,7 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) struct SyncService {
     pub(crate) world: Arc<World>,
     pub(crate) gateways: Arc<Gateways>,
+    pub(crate) observed: Arc<Observed>,
     pub(crate) speaks: Speaking,
     pub(crate) metrics: ControlPlaneMetrics,
     pub(crate) streams: TaskTracker,
@@ -55,18 +60,26 @@ impl Sync for SyncService {
         let Some(Message::Hello(hello)) = first.and_then(|message| message.message) else {
             return Err(Status::invalid_argument("the first message must be a Hello"));
         };
-        if hello.role() != v1::hello::Role::Gateway {
-            return Err(Status::invalid_argument(format!(
-                "role {} is not known here",
-                hello.role
-            )));
-        }
         if hello.node.is_empty() {
-            return Err(Status::invalid_argument("node: a gateway needs a name"));
+            return Err(Status::invalid_argument("node: a node needs a name"));
         }
         let (pushes, outbound) = mpsc::channel(IN_FLIGHT);
-        let stream = GatewayStream::new(self, hello, pushes);
-        self.streams.spawn(stream.run(inbound, self.stop.clone()));
+        match hello.role() {
+            v1::hello::Role::Gateway => {
+                let stream = GatewayStream::new(self, hello, pushes);
+                self.streams.spawn(stream.run(inbound, self.stop.clone()));
+            }
+            v1::hello::Role::Worker => {
+                let stream = WorkerStream::new(self, &hello, pushes);
+                self.streams.spawn(stream.run(inbound, self.stop.clone()));
+            }
+            v1::hello::Role::Unspecified => {
+                return Err(Status::invalid_argument(format!(
+                    "role {} is not known here",
+                    hello.role
+                )));
+            }
+        }
         Ok(Response::new(Box::pin(ReceiverStream::new(outbound))))
     }
 }
@@ -93,7 +106,9 @@ async fn replaced(speaks: &mut Speaking) {
 /// One gateway's stream.
 struct GatewayStream {
     session: Session,
+    boot_id: String,
     gateways: Arc<Gateways>,
+    observed: Arc<Observed>,
     world: Arc<World>,
     speaks: Speaking,
     metrics: ControlPlaneMetrics,
@@ -119,7 +134,9 @@ impl GatewayStream {
         );
         Self {
             session,
+            boot_id: hello.boot_id,
             gateways: service.gateways.clone(),
+            observed: service.observed.clone(),
             world: service.world.clone(),
             speaks: service.speaks.clone(),
             metrics: service.metrics.clone(),
@@ -187,8 +204,13 @@ impl GatewayStream {
         match message.message {
             Some(Message::Ack(ack)) => self.hear_ack(&ack),
             Some(Message::Nack(nack)) => self.hear_nack(nack),
-            Some(Message::Alive(_) | Message::Hello(_) | Message::Stats(_) | Message::Worker(_)) | None => {
-                self.gateways.said(&self.session)
+            Some(Message::Stats(stats)) => {
+                self.observed
+                    .hear_gateway(self.session.node(), &self.boot_id, stats, now_ms());
+                self.gateways.said(&self.session);
+            }
+            Some(Message::Alive(_) | Message::Hello(_) | Message::Worker(_)) | None => {
+                self.gateways.said(&self.session);
             }
         }
     }

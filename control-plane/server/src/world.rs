@@ -9,8 +9,10 @@ use std::{
 };
 
 use penstock_plan::{
-    Endpoint, EndpointSet, Published, PublishedRevision, Rollout, Route, Snapshot, WorkerRecord, build_routes,
+    Endpoint, EndpointSet, Ledger, Published, PublishedRevision, Rollout, Route, Snapshot, WorkerRecord,
+    build_routes,
 };
+use penstock_proto::v1;
 use penstock_store::{Entry, Key, Listing, WatchEvent};
 use tokio::sync::watch;
 use tonic::Status;
@@ -21,6 +23,8 @@ pub(crate) struct Target {
     pub(crate) snapshot: Arc<Snapshot>,
     pub(crate) digest: Arc<str>,
     pub(crate) endpoints: Arc<EndpointSet>,
+    /// What every worker is to serve beside what its command line names.
+    pub(crate) placement: Arc<v1::Placement>,
     /// W3C trace context of the change that made the snapshot, or empty.
     pub(crate) traceparent: Arc<str>,
 }
@@ -48,6 +52,8 @@ pub(crate) struct State {
     pub(crate) pointer_revision: Option<u64>,
     models: BTreeMap<(String, String), Stored<PublishedRevision>>,
     snapshots: BTreeMap<u64, Snapshot>,
+    /// Counts that a leader wrote down, by model.
+    pub(crate) observations: BTreeMap<String, Stored<Ledger>>,
     /// First epoch that carries each model's present plan: (uid, generation, epoch).
     first_epochs: BTreeMap<String, (String, u64, u64)>,
     /// Last epoch that was looked at for them.
@@ -177,6 +183,7 @@ impl World {
         state.note_epochs();
         let newest = state.newest_snapshot().cloned().unwrap_or_default();
         let endpoints = state.endpoints();
+        let placed = state.placed();
         let told = self.target.borrow().snapshot.clone();
         let traceparent = state.traceparent(&told, &newest);
         drop(state);
@@ -187,6 +194,13 @@ impl World {
         self.target.send_if_modified(|target| {
             let newer = newest.epoch > target.snapshot.epoch;
             let moved = endpoints != target.endpoints.endpoints;
+            let placed_anew = placed != target.placement.revisions;
+            if placed_anew {
+                target.placement = Arc::new(v1::Placement {
+                    version: target.placement.version + 1,
+                    revisions: placed,
+                });
+            }
             if newer {
                 target.digest = newest.digest().into();
                 target.snapshot = Arc::new(newest);
@@ -198,7 +212,7 @@ impl World {
                     endpoints,
                 });
             }
-            newer || moved
+            newer || moved || placed_anew
         });
         self.touch();
     }
@@ -221,6 +235,64 @@ impl State {
         published
     }
 
+    /// One published revision.
+    pub(crate) fn revision(&self, model: &str, revision: &str) -> Option<&Stored<PublishedRevision>> {
+        self.models.get(&(model.to_owned(), revision.to_owned()))
+    }
+
+    /// Published revisions that can be routed to: those whose content is known and that nobody took back.
+    fn routable(&self) -> Published {
+        let mut published = self.published();
+        for revisions in published.values_mut() {
+            revisions.retain(|revision| !revision.digest.is_empty() && !revision.retired);
+        }
+        published.retain(|_, revisions| !revisions.is_empty());
+        published
+    }
+
+    /// Everything that workers are to serve beside what their command lines name.
+    pub(crate) fn placed(&self) -> Vec<v1::PlacedRevision> {
+        let watch_words = |model: &str| {
+            let rollout = self
+                .rollouts
+                .get(model)
+                .filter(|stored| !stored.value.phase.is_final());
+            rollout
+                .map(|stored| stored.value.plan.analysis.watch_words.clone())
+                .unwrap_or_default()
+        };
+        let warm = |revision: &PublishedRevision| {
+            let rollout = self.rollouts.get(&revision.model).map(|stored| &stored.value);
+            let own = rollout.filter(|rollout| rollout.canary == revision.revision);
+            let of_plan = own
+                .map(|rollout| rollout.plan.canary.warm_prefixes.as_slice())
+                .unwrap_or_default();
+            revision
+                .warm_prefixes
+                .iter()
+                .chain(of_plan)
+                .cloned()
+                .collect::<Vec<_>>()
+        };
+        let wanted = self
+            .models
+            .values()
+            .map(|stored| &stored.value)
+            .filter(|revision| !revision.retired);
+        let placed = wanted.map(|revision| v1::PlacedRevision {
+            model: revision.model.clone(),
+            revision: revision.revision.clone(),
+            source: revision.source.clone(),
+            digest: revision.digest.clone(),
+            warm_prefixes: warm(revision),
+            watch_words: watch_words(&revision.model),
+        });
+        // What workers have from their command lines is named only where there is something to say of it.
+        placed
+            .filter(|placed| !placed.source.is_empty() || !placed.watch_words.is_empty())
+            .collect()
+    }
+
     /// The routes that should be in force.
     pub(crate) fn wanted_routes(&self) -> BTreeMap<String, Route> {
         let rollouts: Vec<Rollout> = self
@@ -228,7 +300,7 @@ impl State {
             .values()
             .map(|stored| stored.value.clone())
             .collect();
-        build_routes(&rollouts, &self.published())
+        build_routes(&rollouts, &self.routable())
     }
 
     /// The newest snapshot that was published.
@@ -252,6 +324,9 @@ impl State {
         let published = self
             .models
             .get(&(served.model.clone(), served.revision.clone()))?;
+        if published.value.digest.is_empty() {
+            return None;
+        }
         (published.value.digest != served.digest).then(|| {
             format!(
                 "{}@{} has digest {}, published is {}",
@@ -336,6 +411,9 @@ impl State {
                 });
             }
             Key::SnapshotPointer => self.pointer_revision = Some(entry.mod_revision),
+            Key::Observations(model) => {
+                insert(&mut self.observations, model.clone(), &entry, |stored| stored)
+            }
             Key::Audit { .. } => {}
         }
     }
@@ -348,6 +426,7 @@ impl State {
             Key::Model { model, revision } => drop(self.models.remove(&(model.clone(), revision.clone()))),
             Key::Leader => self.leader = None,
             Key::SnapshotPointer => self.pointer_revision = None,
+            Key::Observations(model) => drop(self.observations.remove(model)),
             Key::Audit { .. } => {}
         }
     }

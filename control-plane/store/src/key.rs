@@ -30,6 +30,8 @@ pub enum Key {
         /// Unique among changes of one millisecond.
         id: String,
     },
+    /// `/penstock/observations/{model}`: what was counted in the present trial of the model's rollout.
+    Observations(String),
     /// `/penstock/leader`, under the leader's lease: its address.
     Leader,
 }
@@ -49,6 +51,8 @@ pub enum Prefix {
     Models,
     /// Every [`Key::Audit`].
     Audit,
+    /// Every [`Key::Observations`].
+    Observations,
 }
 
 /// A key that is none of ours.
@@ -68,6 +72,7 @@ impl Prefix {
             Self::Snapshots => "/penstock/snapshots/",
             Self::Models => "/penstock/models/",
             Self::Audit => "/penstock/audit/",
+            Self::Observations => "/penstock/observations/",
         }
     }
 
@@ -92,6 +97,7 @@ impl fmt::Display for Key {
                 write!(f, "{ROOT}models/{}/{}", escape(model), escape(revision))
             }
             Self::Audit { time_ms, id } => write!(f, "{ROOT}audit/{time_ms:020}-{}", escape(id)),
+            Self::Observations(model) => write!(f, "{ROOT}observations/{}", escape(model)),
             Self::Leader => write!(f, "{ROOT}leader"),
         }
     }
@@ -118,6 +124,7 @@ fn parse(text: &str) -> Option<Key> {
         "workers" => unescape(name).map(Key::Worker),
         "rollouts" => unescape(name).map(Key::Rollout),
         "snapshots" => number(name).map(Key::Snapshot),
+        "observations" => unescape(name).map(Key::Observations),
         "models" => {
             let (model, revision) = name.split_once('/')?;
             Some(Key::Model {
@@ -168,6 +175,7 @@ mod tests {
             Just(Key::SnapshotPointer),
             any::<(String, String)>().prop_map(|(model, revision)| Key::Model { model, revision }),
             any::<(u64, String)>().prop_map(|(time_ms, id)| Key::Audit { time_ms, id }),
+            any::<String>().prop_map(Key::Observations),
             Just(Key::Leader),
         ]
     }

@@ -23,21 +23,21 @@ fn metric(yaml: &str) -> Metric {
 }
 
 fn tally(name: &str, n: u64, bad: u64) -> Tally {
+    let mut strata = [Counts::default(); crate::STRATA];
+    strata[0] = Counts { n, bad };
     Tally {
         requests: n,
-        metrics: [(
-            name.to_owned(),
-            [Counts { n, bad }, Counts::default(), Counts::default()],
-        )]
-        .into(),
+        metrics: [(name.to_owned(), strata)].into(),
         ..Tally::default()
     }
 }
 
 fn observed(name: &str, canary: (u64, u64), stable: (u64, u64)) -> Observations {
+    let (canary, stable) = (tally(name, canary.0, canary.1), tally(name, stable.0, stable.1));
     Observations {
-        canary: tally(name, canary.0, canary.1),
-        stable: tally(name, stable.0, stable.1),
+        boots: vec![[stable.clone(), canary.clone()]],
+        canary,
+        stable,
         ..Observations::default()
     }
 }

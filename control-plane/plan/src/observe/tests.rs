@@ -11,14 +11,16 @@ fn key(revision: &str, trial: u32) -> ObservationKey {
     }
 }
 
+fn strata(first: Counts) -> [Counts; STRATA] {
+    let mut strata = [Counts::default(); STRATA];
+    strata[0] = first;
+    strata
+}
+
 fn tally(requests: u64, bad: u64) -> Tally {
     Tally {
         requests,
-        metrics: [(
-            "error_rate".to_owned(),
-            [Counts { n: requests, bad }, Counts::default(), Counts::default()],
-        )]
-        .into(),
+        metrics: [("error_rate".to_owned(), strata(Counts { n: requests, bad }))].into(),
         ..Tally::default()
     }
 }
@@ -96,4 +98,36 @@ proptest! {
         second.merge(first);
         prop_assert_eq!(second.total(&key("v2", 0)).requests, newest.iter().sum::<u64>() * 10);
     }
+}
+
+#[test]
+fn gateways_with_other_shares_are_compared_each_by_itself_and_rules_left_out() {
+    let mut ledger = Ledger::default();
+    ledger.hear(
+        "a",
+        1,
+        [(key("v1", 0), tally(90, 1)), (key("v2", 0), tally(10, 2))].into(),
+    );
+    let mut ruled = tally(40, 3);
+    ruled.metrics.get_mut("error_rate").unwrap()[STRATA / 2] = Counts { n: 5, bad: 5 };
+    ledger.hear("b", 1, [(key("v2", 0), ruled)].into());
+    let observations = Observations {
+        boots: ledger.sides(&key("v1", 0), &key("v2", 0)),
+        ..Observations::default()
+    };
+    let counts = |n, bad| Counts { n, bad };
+    assert_eq!(
+        observations.strata("error_rate", false),
+        [
+            Stratum {
+                canary: counts(10, 2),
+                stable: counts(90, 1)
+            },
+            Stratum {
+                canary: counts(40, 3),
+                stable: counts(0, 0)
+            },
+        ]
+    );
+    assert_eq!(ledger.total(&key("v2", 0)).counts("error_rate"), counts(55, 10));
 }

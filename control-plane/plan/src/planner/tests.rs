@@ -230,6 +230,7 @@ impl World {
             revision: name.into(),
             digest: format!("digest-{name}"),
             published_ms: 0,
+            ..PublishedRevision::default()
         };
         Published::from([("demo".into(), ["v0", "v1", "v2", "v3"].map(revision).to_vec())])
     }

@@ -211,6 +211,23 @@ impl Rollout {
         Ok(next)
     }
 
+    /// Goes back to the revision that served before this rollout succeeded, as a rollout of its own.
+    ///
+    /// # Errors
+    /// It has not succeeded.
+    pub fn undo(&self, uid: String, change: Change) -> Result<Self, RolloutError> {
+        self.needs(&[Phase::Succeeded], "undoing")?;
+        let new = CreateRollout {
+            uid,
+            model: self.model.clone(),
+            stable: self.canary.clone(),
+            canary: self.stable.clone(),
+            share: Ppm::ZERO,
+            plan: Manifest::manual(&self.model, &self.stable, &self.sticky),
+        };
+        Self::create(new, Some(self), change.clone())?.promote(change)
+    }
+
     /// The same rollout under a changed plan, as `apply` does it: steps, rules and analysis are replaced, the share
     /// stays, and what comes next is looked for in the new steps.
     ///

@@ -7,6 +7,7 @@ fn published(names: &[&str]) -> Published {
         revision: (*name).into(),
         digest: format!("digest-{name}"),
         published_ms: 0,
+        ..PublishedRevision::default()
     };
     Published::from([("demo".into(), names.iter().map(revision).collect())])
 }

@@ -41,7 +41,7 @@ impl Admin for AdminService {
         let rollouts = state
             .rollouts
             .values()
-            .map(|stored| status::rollout(&state, &self.gateways, stored))
+            .map(|stored| status::rollout(&state, &self.gateways, &self.observed, stored))
             .collect();
         Ok(Response::new(v1::ListRolloutsResponse { rollouts }))
     }
@@ -56,6 +56,7 @@ impl Admin for AdminService {
         let who = Who {
             actor: request.actor,
             reason: request.reason,
+            dry_run: request.dry_run,
         };
         let work = self.change(
             "SetRollout",
@@ -79,6 +80,7 @@ impl Admin for AdminService {
         let who = Who {
             actor: request.actor,
             reason: request.reason,
+            dry_run: request.dry_run,
         };
         let work = self.change(
             "PromoteRollout",
@@ -102,6 +104,7 @@ impl Admin for AdminService {
         let who = Who {
             actor: request.actor,
             reason: request.reason,
+            dry_run: request.dry_run,
         };
         let work = self.change("AbortRollout", &request.model, None, who, |rollout, change| {
             rollout
@@ -157,7 +160,7 @@ impl Admin for AdminService {
     ) -> Result<Response<v1::ListPublishedResponse>, Status> {
         self.loaded()?;
         Ok(Response::new(v1::ListPublishedResponse {
-            models: status::models(&self.world.state()),
+            models: status::models(&self.world.state(), &self.observed),
         }))
     }
 
@@ -175,91 +178,92 @@ impl Admin for AdminService {
 
     async fn apply_rollout(
         &self,
-        _: Request<v1::ApplyRolloutRequest>,
+        request: Request<v1::ApplyRolloutRequest>,
     ) -> Result<Response<v1::ApplyRolloutResponse>, Status> {
-        Err(Status::unimplemented(
-            "this control plane does not know this call yet",
-        ))
+        self.loaded()?;
+        let (metadata, _, request) = request.into_parts();
+        self.call("ApplyRollout", &metadata, self.apply(request)).await
     }
 
     async fn resume_rollout(
         &self,
-        _: Request<v1::ChangeRolloutRequest>,
+        request: Request<v1::ChangeRolloutRequest>,
     ) -> Result<Response<v1::Rollout>, Status> {
-        Err(Status::unimplemented(
-            "this control plane does not know this call yet",
-        ))
+        self.operate("ResumeRollout", request, |rollout, change| rollout.resume(change))
+            .await
     }
 
     async fn pause_rollout(
         &self,
-        _: Request<v1::ChangeRolloutRequest>,
+        request: Request<v1::ChangeRolloutRequest>,
     ) -> Result<Response<v1::Rollout>, Status> {
-        Err(Status::unimplemented(
-            "this control plane does not know this call yet",
-        ))
+        self.operate("PauseRollout", request, |rollout, change| rollout.pause(&change))
+            .await
     }
 
     async fn approve_rollout(
         &self,
-        _: Request<v1::ChangeRolloutRequest>,
+        request: Request<v1::ChangeRolloutRequest>,
     ) -> Result<Response<v1::Rollout>, Status> {
-        Err(Status::unimplemented(
-            "this control plane does not know this call yet",
-        ))
+        self.operate("ApproveRollout", request, |rollout, change| {
+            rollout.approve(&change)
+        })
+        .await
     }
 
     async fn step_rollout(
         &self,
-        _: Request<v1::StepRolloutRequest>,
+        request: Request<v1::StepRolloutRequest>,
     ) -> Result<Response<v1::Rollout>, Status> {
-        Err(Status::unimplemented(
-            "this control plane does not know this call yet",
-        ))
+        let (metadata, extensions, request) = request.into_parts();
+        let step = request.step.map(|step| step as usize);
+        let change = Request::from_parts(metadata, extensions, request.change.unwrap_or_default());
+        self.operate("StepRollout", change, move |rollout, change| {
+            rollout.step_to(step, change)
+        })
+        .await
     }
 
     async fn retry_rollout(
         &self,
-        _: Request<v1::ChangeRolloutRequest>,
+        request: Request<v1::ChangeRolloutRequest>,
     ) -> Result<Response<v1::Rollout>, Status> {
-        Err(Status::unimplemented(
-            "this control plane does not know this call yet",
-        ))
+        self.operate("RetryRollout", request, |rollout, change| rollout.retry(change))
+            .await
     }
 
     async fn undo_rollout(
         &self,
-        _: Request<v1::ChangeRolloutRequest>,
+        request: Request<v1::ChangeRolloutRequest>,
     ) -> Result<Response<v1::Rollout>, Status> {
-        Err(Status::unimplemented(
-            "this control plane does not know this call yet",
-        ))
+        self.operate("UndoRollout", request, |rollout, change| {
+            rollout.undo(uuid::Uuid::now_v7().to_string(), change)
+        })
+        .await
     }
 
     async fn list_audit(
         &self,
-        _: Request<v1::ListAuditRequest>,
+        request: Request<v1::ListAuditRequest>,
     ) -> Result<Response<v1::ListAuditResponse>, Status> {
-        Err(Status::unimplemented(
-            "this control plane does not know this call yet",
-        ))
+        self.audit(&request.into_inner()).await.map(Response::new)
     }
 
     async fn publish_model(
         &self,
-        _: Request<v1::PublishModelRequest>,
+        request: Request<v1::PublishModelRequest>,
     ) -> Result<Response<v1::PublishedRevision>, Status> {
-        Err(Status::unimplemented(
-            "this control plane does not know this call yet",
-        ))
+        self.loaded()?;
+        let (metadata, _, request) = request.into_parts();
+        self.call("PublishModel", &metadata, self.publish(request)).await
     }
 
     async fn retire_model(
         &self,
-        _: Request<v1::RetireModelRequest>,
+        request: Request<v1::RetireModelRequest>,
     ) -> Result<Response<v1::PublishedRevision>, Status> {
-        Err(Status::unimplemented(
-            "this control plane does not know this call yet",
-        ))
+        self.loaded()?;
+        let (metadata, _, request) = request.into_parts();
+        self.call("RetireModel", &metadata, self.retire(request)).await
     }
 }

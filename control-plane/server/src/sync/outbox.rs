@@ -129,6 +129,7 @@ mod tests {
                 endpoints: Vec::new(),
             }),
             traceparent: format!("trace of {epoch}").into(),
+            ..Target::default()
         }
     }
 

@@ -35,6 +35,7 @@ impl Running {
                 revision: revision.into(),
                 digest: format!("digest of {revision}"),
                 published_ms: 0,
+                ..PublishedRevision::default()
             };
             let key = Key::Model {
                 model: "demo".into(),
