@@ -42,6 +42,8 @@ pub(crate) struct Observation {
     in_flight: Option<InFlight>,
     /// Its part in the counts of its trial.
     running: Option<Running>,
+    /// A rule, a pin or an override chose the revision, and not the split.
+    chosen: bool,
     first_data: Option<Instant>,
     ended: bool,
 }
@@ -76,6 +78,7 @@ impl Observation {
             endpoint: String::new(),
             in_flight: None,
             running: None,
+            chosen: false,
             first_data: None,
             ended: false,
         }
@@ -87,6 +90,7 @@ impl Observation {
         if self.measured {
             self.in_flight = Some(self.metrics.in_flight(&self.served));
             self.running = counts.map(|counts| Running::new(counts, assigned.key));
+            self.chosen = !assigned.reason.is_split();
         }
         let identity = RequestIdentity {
             model: assigned.model.clone(),
@@ -173,7 +177,7 @@ impl Observation {
             self.metrics.record(&self.served, &record);
             if let Some(running) = self.running.take() {
                 running.ended(&Ended {
-                    facts: facts(code, &record, stats),
+                    facts: facts(code, &record, stats, self.chosen),
                     cancelled: code == Code::Cancelled,
                 });
             }
@@ -189,7 +193,7 @@ impl Drop for Observation {
     }
 }
 
-fn facts(code: Code, record: &RequestRecord<'_>, stats: Option<&RequestStats>) -> RequestFacts {
+fn facts(code: Code, record: &RequestRecord<'_>, stats: Option<&RequestStats>, chosen: bool) -> RequestFacts {
     RequestFacts {
         outcome: error::judged(code),
         ttft_s: record.ttft.map(|ttft| ttft.as_secs_f64()),
@@ -201,6 +205,7 @@ fn facts(code: Code, record: &RequestRecord<'_>, stats: Option<&RequestStats>) -
         repetition: stats.map(|stats| f64::from(stats.repetition)),
         watch_word_hits: stats.map_or(0, |stats| stats.watch_word_hits),
         grammar_failed: stats.is_some_and(|stats| stats.grammar_failed),
+        chosen,
     }
 }
 

@@ -126,6 +126,7 @@ impl Registration {
             revision: served.revision.clone(),
             digest: served.digest.clone(),
             published_ms: crate::now_ms(),
+            ..PublishedRevision::default()
         };
         if let Some(published) = self.published(&key).await? {
             return Ok(differs(served, &published));

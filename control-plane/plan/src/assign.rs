@@ -216,6 +216,13 @@ impl Reason {
     }
 }
 
+impl Reason {
+    /// Whether the split decided, by a key or by lot: only such requests may be compared between its sides.
+    pub const fn is_split(self) -> bool {
+        matches!(self, Self::Bucket | Self::Request)
+    }
+}
+
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.as_str())

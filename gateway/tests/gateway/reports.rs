@@ -86,8 +86,11 @@ async fn each_trial_has_its_own_counts_and_reports_are_numbered() {
     assert_eq!(
         strata(before),
         [
-            ("error_rate", vec![(0, 0), (3, 0), (0, 0)]),
-            ("latency_p99", vec![(0, 0), (3, 0), (0, 0)]),
+            ("error_rate", vec![(0, 0), (3, 0), (0, 0), (0, 0), (0, 0), (0, 0)]),
+            (
+                "latency_p99",
+                vec![(0, 0), (3, 0), (0, 0), (0, 0), (0, 0), (0, 0)]
+            ),
         ]
     );
     let values = |sketch: &Option<v1::Sketch>| {
@@ -129,7 +132,7 @@ async fn errors_count_once_per_user_and_what_clients_do_wrong_counts_for_nobody(
     assert_eq!((counts[&0].errors, counts[&0].timeouts), (4, 0));
     assert_eq!(
         strata(&counts[&0])[0],
-        ("error_rate", vec![(4, 2), (0, 0), (0, 0)])
+        ("error_rate", vec![(4, 2), (0, 0), (0, 0), (0, 0), (0, 0), (0, 0)])
     );
 
     let refusing = TestWorker::start(Behaviour::Refuse(Status::invalid_argument("no"))).await;

@@ -29,6 +29,7 @@ async fn publish(store: &Arc<dyn Store>, revision: &str, digest: &str) {
         revision: revision.into(),
         digest: digest.into(),
         published_ms: 1,
+        ..PublishedRevision::default()
     };
     let put = Operation::Put {
         key: Key::Model {

@@ -275,6 +275,7 @@ impl Admin for Fake {
         let model = PublishedModel {
             name: "demo".into(),
             revisions: vec![revision],
+            ..PublishedModel::default()
         };
         Ok(Response::new(ListPublishedResponse { models: vec![model] }))
     }

@@ -200,6 +200,7 @@ fn models_as_a_table_shorten_the_digest_that_json_has_whole() {
         models: vec![v1::PublishedModel {
             name: "demo".into(),
             revisions,
+            ..v1::PublishedModel::default()
         }],
     });
     let expected = "\
