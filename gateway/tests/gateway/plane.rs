@@ -27,6 +27,7 @@ pub(crate) struct Session {
     messages: Streaming<v1::NodeMessage>,
     pushes: mpsc::Sender<Result<v1::Push, Status>>,
     nonce: u64,
+    reports: u32,
 }
 
 struct Service(mpsc::Sender<Session>);
@@ -44,6 +45,7 @@ impl Sync for Service {
             messages: request.into_inner(),
             pushes,
             nonce: 0,
+            reports: 0,
         };
         self.0.send(session).await.unwrap();
         Ok(Response::new(ReceiverStream::new(replies)))
@@ -98,6 +100,9 @@ impl Session {
     pub(crate) async fn stats(&mut self) -> v1::Stats {
         loop {
             if let Message::Stats(stats) = self.any().await {
+                // Whoever waits for a count that never comes fails here instead of waiting for ever.
+                self.reports += 1;
+                assert!(self.reports < 60, "after 60 reports: {stats:?}");
                 return stats;
             }
         }
