@@ -48,5 +48,8 @@ fn a_revision_that_was_published_before_sources_were_known_is_read() {
         published_ms: 7,
         ..PublishedRevision::default()
     };
-    assert_eq!(serde_json::from_str::<PublishedRevision>(stored).unwrap(), expected);
+    assert_eq!(
+        serde_json::from_str::<PublishedRevision>(stored).unwrap(),
+        expected
+    );
 }
