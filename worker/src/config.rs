@@ -2,16 +2,17 @@
 
 use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
-use crate::{Config, Dtype, MemoryBudget, RunnerKind};
+use crate::{Config, Dtype, MemoryBudget, RunnerKind, source::SourceConfig};
 
-/// A revision of a model to serve, and where its checkpoint is: `NAME@REVISION=PATH`.
+/// A revision of a model to serve, and where its checkpoint is: `NAME@REVISION=PATH_OR_URI`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelSpec {
     /// Name of the model, e.g. `demo`.
     pub model: String,
     /// Name of the revision, e.g. `v1`.
     pub revision: String,
-    /// Directory of the checkpoint in Hugging Face layout. Empty with the fake runner, which needs none.
+    /// Directory of the checkpoint in Hugging Face layout, or a [`source`](crate::source::Source) that is fetched,
+    /// such as `hf://owner/name`. Empty with the fake runner, which needs none.
     pub path: PathBuf,
 }
 
@@ -82,10 +83,11 @@ enum DtypeName {
 #[derive(Debug, Clone, clap::Parser)]
 #[command(version)]
 pub struct Args {
-    /// A revision to serve: a checkpoint directory in Hugging Face layout (repeatable)
+    /// A revision to serve: a checkpoint directory in Hugging Face layout, or hf://, s3:// or https:// with
+    /// --data-dir (repeatable)
     ///
     /// Others come and go as the control plane places them here.
-    #[arg(long = "model", value_name = "NAME@REVISION=PATH")]
+    #[arg(long = "model", value_name = "NAME@REVISION=PATH_OR_URI")]
     models: Vec<ModelSpec>,
 
     /// gRPC and HTTP
@@ -219,6 +221,7 @@ impl Args {
             kv_memory_bytes: self.kv_memory,
             memory: MemoryBudget::new(self.memory_limit),
             control_planes: self.control_plane,
+            source: SourceConfig::from_env(),
             data_dir: self.data_dir,
             max_running: self.max_running as usize,
             max_waiting: self.max_waiting as usize,

@@ -61,6 +61,8 @@ pub struct Config {
     pub control_planes: Vec<String>,
     /// What it serves whatever is placed here. A request without a pin gets a model's first revision.
     pub models: Vec<ModelSpec>,
+    /// How checkpoints that lie elsewhere are reached.
+    pub source: source::SourceConfig,
     /// Keeps the last placement for a restart without a control plane, and what was fetched.
     pub data_dir: Option<PathBuf>,
     /// What runs them.
@@ -111,6 +113,7 @@ impl Config {
             store,
             control_planes: Vec::new(),
             models,
+            source: source::SourceConfig::default(),
             data_dir: None,
             runner: RunnerKind::Candle,
             dtype: None,

@@ -1,7 +1,7 @@
 //! Loading revisions and starting their engines.
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, RwLock},
     time::Duration,
 };
@@ -16,6 +16,7 @@ use crate::{
     catalogue::Served,
     memory::{Need, Reservation},
     progress::ObserveLoad,
+    source::{FetchError, FetchProgress, Source, SourceError, fetch},
 };
 
 /// KV memory of a revision where none is given, at most.
@@ -44,6 +45,15 @@ pub enum LoadErrorKind {
     /// There is no such directory.
     #[error("there is no such directory")]
     NoDirectory,
+    /// Its source cannot be read.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// There is no place for what would be fetched.
+    #[error("a checkpoint that is fetched needs a place: give --data-dir DIR")]
+    NoDataDir,
+    /// Its source cannot be fetched.
+    #[error("it cannot be fetched")]
+    Fetch(#[source] Box<FetchError>),
     /// Tokenizer or chat template.
     #[error(transparent)]
     Text(#[from] TextError),
@@ -85,6 +95,47 @@ impl LoadErrorKind {
             Self::Memory(_) | Self::Model(penstock_model::LoadError::Cache { .. })
         )
     }
+}
+
+/// Gives the directory of a checkpoint; one that lies elsewhere is fetched first. The fake runner has none.
+/// `digest` is empty where it is not known.
+pub(crate) async fn locate(
+    config: &Config,
+    spec: &ModelSpec,
+    digest: &str,
+    progress: impl Fn(FetchProgress) + Send + Sync,
+) -> Result<PathBuf, LoadError> {
+    let path = match config.runner {
+        RunnerKind::Fake { .. } => Ok(spec.path.clone()),
+        RunnerKind::Candle => find(config, &spec.path, digest, &progress).await,
+    };
+    path.map_err(|source| LoadError {
+        spec: spec.clone(),
+        source,
+    })
+}
+
+async fn find(
+    config: &Config,
+    path: &Path,
+    digest: &str,
+    progress: &(dyn Fn(FetchProgress) + Send + Sync),
+) -> Result<PathBuf, LoadErrorKind> {
+    // What is no Unicode can only be a path.
+    let Some(text) = path.to_str() else {
+        return Ok(path.to_owned());
+    };
+    let source: Source = text.parse()?;
+    // Loading checks the digest of what is here; there is no need to read it twice.
+    if let Some(directory) = source.directory() {
+        return Ok(directory.to_owned());
+    }
+    let data_dir = config.data_dir.as_ref().ok_or(LoadErrorKind::NoDataDir)?;
+    let expected = Some(digest).filter(|digest| !digest.is_empty());
+    let cache = data_dir.join("checkpoints");
+    fetch(&source, &config.source, &cache, expected, progress)
+        .await
+        .map_err(|error| LoadErrorKind::Fetch(Box::new(error)))
 }
 
 /// What to load.

@@ -17,6 +17,7 @@ use crate::{
     ports::Ports,
     readiness::{Readiness, ReadinessGate},
     registration::Registration,
+    source::FetchProgress,
 };
 
 /// Why a worker cannot be built.
@@ -244,9 +245,12 @@ async fn load_own(
 ) -> Result<(), LoadError> {
     for spec in &config.models {
         let name = RevisionName::from(spec);
+        board.enter(&name, State::Fetching);
+        let fetched = |at: FetchProgress| board.progress(&name, at.fetched_bytes, at.total_bytes);
+        let path = load::locate(config, spec, "", fetched).await?;
         board.enter(&name, State::Loading);
         let request = load::Request {
-            spec: spec.clone(),
+            spec: ModelSpec { path, ..spec.clone() },
             digest: String::new(),
             observer: Arc::new(board.clone()),
             metrics: metrics.clone(),

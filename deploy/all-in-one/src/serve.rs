@@ -50,6 +50,7 @@ async fn start(options: &Serve, metrics: &Metrics, parts: &mut Parts) -> Result<
     let gateway = parts.gateway(options, control_plane, &data_dir, metrics).await?;
     let config = worker::Config {
         control_planes: vec![format!("http://{control_plane}")],
+        source: worker::source::SourceConfig::from_env(),
         data_dir: Some(data_dir.join("workers")),
         metrics: metrics.clone(),
         ..worker::Config::new(store, models.clone())

@@ -1,6 +1,6 @@
 //! One revision from its source to where it can serve.
 
-use std::{path::PathBuf, sync::Arc};
+use std::sync::Arc;
 
 use penstock_engine::{Event, SamplingParams, Sequence};
 use penstock_proto::v1::{self, revision_state::State};
@@ -8,7 +8,9 @@ use penstock_telemetry::instruments::WorkerMetrics;
 use tokio::sync::Semaphore;
 
 use super::{Board, RevisionName, chain};
-use crate::{Config, LoadError, ModelSpec, RunnerKind, catalogue::Served, generate::Input, load};
+use crate::{
+    Config, LoadError, ModelSpec, RunnerKind, catalogue::Served, generate::Input, load, source::FetchProgress,
+};
 
 /// What bringing up a revision takes, beside the revision.
 #[derive(Clone)]
@@ -43,16 +45,14 @@ impl BringUp {
     pub(crate) async fn run(self, placed: v1::PlacedRevision) -> Result<Arc<Served>, BringUpError> {
         let name = RevisionName::new(&placed.model, &placed.revision);
         self.board.enter(&name, State::Fetching);
-        let path = self.fetch(&placed).await?;
+        let mut spec = self.spec(&placed).ok_or(BringUpError::NoSource)?;
+        let fetched = |at: FetchProgress| self.board.progress(&name, at.fetched_bytes, at.total_bytes);
+        spec.path = load::locate(&self.config, &spec, &placed.digest, fetched).await?;
         // The semaphore is never closed; without a permit, loading just would not wait for its turn.
         let _turn = self.loading.acquire().await.ok();
         self.board.enter(&name, State::Loading);
         let request = load::Request {
-            spec: ModelSpec {
-                model: placed.model,
-                revision: placed.revision,
-                path,
-            },
+            spec,
             digest: placed.digest,
             observer: Arc::new(self.board.clone()),
             metrics: self.metrics.clone(),
@@ -76,14 +76,18 @@ impl BringUp {
         Ok(served)
     }
 
-    /// A directory with the checkpoint.
-    async fn fetch(&self, placed: &v1::PlacedRevision) -> Result<PathBuf, BringUpError> {
+    /// What is to be loaded, and from where, if that is known.
+    fn spec(&self, placed: &v1::PlacedRevision) -> Option<ModelSpec> {
         // The fake runner has no checkpoint.
         let is_fake = matches!(self.config.runner, RunnerKind::Fake { .. });
-        match placed.source.as_str() {
-            "" if !is_fake => Err(BringUpError::NoSource),
-            path => Ok(path.into()),
+        if placed.source.is_empty() && !is_fake {
+            return None;
         }
+        Some(ModelSpec {
+            model: placed.model.clone(),
+            revision: placed.revision.clone(),
+            path: placed.source.as_str().into(),
+        })
     }
 }
 

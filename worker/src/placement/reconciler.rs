@@ -209,7 +209,13 @@ impl Reconciler {
                 work.abort();
                 self.start(wanted)
             }
-            Phase::Failed { retry_at } if !same || Instant::now() >= retry_at => self.start(wanted),
+            Phase::Failed { retry_at }
+                if !same
+                    || unit.placed.warm_prefixes != wanted.warm_prefixes
+                    || Instant::now() >= retry_at =>
+            {
+                self.start(wanted)
+            }
             Phase::Working(_) | Phase::Failed { .. } => unit,
             Phase::Serving => match self.catalogue.get(&name.model, &name.revision) {
                 // Registration has told the board why.
