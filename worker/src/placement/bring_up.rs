@@ -8,9 +8,7 @@ use penstock_telemetry::instruments::WorkerMetrics;
 use tokio::sync::Semaphore;
 
 use super::{Board, RevisionName, chain};
-use crate::{
-    Config, LoadError, ModelSpec, RunnerKind, catalogue::Served, generate::Input, load, source::FetchProgress,
-};
+use crate::{Config, LoadError, ModelSpec, catalogue::Served, generate::Input, load, source::FetchProgress};
 
 /// What bringing up a revision takes, beside the revision.
 #[derive(Clone)]
@@ -26,8 +24,6 @@ pub(crate) struct BringUp {
 /// Why a placed revision is not served.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BringUpError {
-    #[error("the placement names no source, and the command line does not name the revision")]
-    NoSource,
     #[error(transparent)]
     Load(#[from] LoadError),
     #[error("warm prefix {number} cannot be computed: {reason}")]
@@ -45,7 +41,7 @@ impl BringUp {
     pub(crate) async fn run(self, placed: v1::PlacedRevision) -> Result<Arc<Served>, BringUpError> {
         let name = RevisionName::new(&placed.model, &placed.revision);
         self.board.enter(&name, State::Fetching);
-        let mut spec = self.spec(&placed).ok_or(BringUpError::NoSource)?;
+        let mut spec = spec(&placed);
         let fetched = |at: FetchProgress| self.board.progress(&name, at.fetched_bytes, at.total_bytes);
         spec.path = load::locate(&self.config, &spec, &placed.digest, fetched).await?;
         // The semaphore is never closed; without a permit, loading just would not wait for its turn.
@@ -75,19 +71,14 @@ impl BringUp {
         }
         Ok(served)
     }
+}
 
-    /// What is to be loaded, and from where, if that is known.
-    fn spec(&self, placed: &v1::PlacedRevision) -> Option<ModelSpec> {
-        // The fake runner has no checkpoint.
-        let is_fake = matches!(self.config.runner, RunnerKind::Fake { .. });
-        if placed.source.is_empty() && !is_fake {
-            return None;
-        }
-        Some(ModelSpec {
-            model: placed.model.clone(),
-            revision: placed.revision.clone(),
-            path: placed.source.as_str().into(),
-        })
+/// What is to be loaded, and from where.
+fn spec(placed: &v1::PlacedRevision) -> ModelSpec {
+    ModelSpec {
+        model: placed.model.clone(),
+        revision: placed.revision.clone(),
+        path: placed.source.as_str().into(),
     }
 }
 

@@ -173,11 +173,14 @@ impl Reconciler {
     }
 
     fn reconcile(&mut self) {
-        let both = self.units.keys().chain(self.wanted.keys());
+        // Without a source a revision is from the command line, of this worker or of another.
+        let here = self.wanted.iter().filter(|(_, placed)| !placed.source.is_empty());
+        let both = self.units.keys().chain(here.map(|(name, _)| name));
         let names: Vec<RevisionName> = both.filter(|name| !self.own.contains(name)).cloned().collect();
         for name in names {
             let unit = self.units.remove(&name);
-            let next = match (unit, self.wanted.get(&name).cloned()) {
+            let wanted = self.wanted.get(&name).filter(|placed| !placed.source.is_empty());
+            let next = match (unit, wanted.cloned()) {
                 (None, None) => continue,
                 (None, Some(wanted)) => Some(self.start(wanted)),
                 (Some(unit), None) => self.leave(&name, unit),
