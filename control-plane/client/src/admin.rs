@@ -198,6 +198,104 @@ impl AdminClient {
         )
     }
 
+    /// Creates a rollout from its manifest, or changes the plan of the one under way. Findings that are errors come
+    /// with the reply, and then nothing was written.
+    ///
+    /// # Errors
+    /// A revision is unknown, the phase forbids it, or somebody else changed it first.
+    pub async fn apply_rollout(
+        &self,
+        request: v1::ApplyRolloutRequest,
+    ) -> Result<v1::ApplyRolloutResponse, AdminError> {
+        self.done(self.rpc.clone().apply_rollout(request).await)
+    }
+
+    /// Stops at the present share until it is resumed.
+    ///
+    /// # Errors
+    /// As for [`set_rollout`](Self::set_rollout).
+    pub async fn pause_rollout(&self, request: v1::ChangeRolloutRequest) -> Result<v1::Rollout, AdminError> {
+        self.done(self.rpc.clone().pause_rollout(request).await)
+    }
+
+    /// Goes on from a pause at the next higher step.
+    ///
+    /// # Errors
+    /// It is not paused; else as for [`set_rollout`](Self::set_rollout).
+    pub async fn resume_rollout(&self, request: v1::ChangeRolloutRequest) -> Result<v1::Rollout, AdminError> {
+        self.done(self.rpc.clone().resume_rollout(request).await)
+    }
+
+    /// Gives the approval that the present step waits for.
+    ///
+    /// # Errors
+    /// It waits for none; else as for [`set_rollout`](Self::set_rollout).
+    pub async fn approve_rollout(
+        &self,
+        request: v1::ChangeRolloutRequest,
+    ) -> Result<v1::Rollout, AdminError> {
+        self.done(self.rpc.clone().approve_rollout(request).await)
+    }
+
+    /// Goes to a step at once.
+    ///
+    /// # Errors
+    /// There is no such step; else as for [`set_rollout`](Self::set_rollout).
+    pub async fn step_rollout(&self, request: v1::StepRolloutRequest) -> Result<v1::Rollout, AdminError> {
+        self.done(self.rpc.clone().step_rollout(request).await)
+    }
+
+    /// Tries an aborted rollout again from its first step.
+    ///
+    /// # Errors
+    /// It was not aborted; else as for [`set_rollout`](Self::set_rollout).
+    pub async fn retry_rollout(&self, request: v1::ChangeRolloutRequest) -> Result<v1::Rollout, AdminError> {
+        self.done(self.rpc.clone().retry_rollout(request).await)
+    }
+
+    /// Goes back to the revision that was stable before the last promotion, as a rollout of its own.
+    ///
+    /// # Errors
+    /// There was no promotion; else as for [`set_rollout`](Self::set_rollout).
+    pub async fn undo_rollout(&self, request: v1::ChangeRolloutRequest) -> Result<v1::Rollout, AdminError> {
+        self.done(self.rpc.clone().undo_rollout(request).await)
+    }
+
+    /// Who changed what, newest first: at most `limit` records of `model`, or of every model where it is empty.
+    ///
+    /// # Errors
+    /// The control plane cannot be reached, or its store is down.
+    pub async fn list_audit(&self, model: &str, limit: u32) -> Result<Vec<v1::AuditRecord>, AdminError> {
+        let request = v1::ListAuditRequest {
+            model: model.to_owned(),
+            limit,
+        };
+        let reply = self.rpc.clone().list_audit(request).await;
+        Ok(self.done(reply)?.records)
+    }
+
+    /// Makes a checkpoint known as a revision of a model; workers load it.
+    ///
+    /// # Errors
+    /// The revision exists with another source, or the store is down.
+    pub async fn publish_model(
+        &self,
+        request: v1::PublishModelRequest,
+    ) -> Result<v1::PublishedRevision, AdminError> {
+        self.done(self.rpc.clone().publish_model(request).await)
+    }
+
+    /// Takes a revision out of service on every worker.
+    ///
+    /// # Errors
+    /// There is no such revision, or a rollout or a model needs it.
+    pub async fn retire_model(
+        &self,
+        request: v1::RetireModelRequest,
+    ) -> Result<v1::PublishedRevision, AdminError> {
+        self.done(self.rpc.clone().retire_model(request).await)
+    }
+
     /// Every registered worker.
     ///
     /// # Errors

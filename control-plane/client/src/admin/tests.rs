@@ -126,3 +126,45 @@ async fn a_call_carries_the_callers_metadata_and_its_status_comes_back_typed() {
         "{error}"
     );
 }
+
+#[tokio::test]
+async fn each_change_is_the_call_of_its_name() {
+    let address = echo().await.to_string();
+    let client = AdminClient::connect(&address).await.unwrap();
+    let change = v1::ChangeRolloutRequest::default;
+    let called = [
+        client
+            .apply_rollout(v1::ApplyRolloutRequest::default())
+            .await
+            .err(),
+        client.pause_rollout(change()).await.err(),
+        client.resume_rollout(change()).await.err(),
+        client.approve_rollout(change()).await.err(),
+        client.step_rollout(v1::StepRolloutRequest::default()).await.err(),
+        client.retry_rollout(change()).await.err(),
+        client.undo_rollout(change()).await.err(),
+        client.list_audit("demo", 5).await.err(),
+        client
+            .publish_model(v1::PublishModelRequest::default())
+            .await
+            .err(),
+        client.retire_model(v1::RetireModelRequest::default()).await.err(),
+    ];
+    let called = called.map(|error| error.unwrap().to_string());
+    let path = |call: &str| format!("/penstock.v1.Admin/{call} nothing");
+    assert_eq!(
+        called,
+        [
+            path("ApplyRollout"),
+            path("PauseRollout"),
+            path("ResumeRollout"),
+            path("ApproveRollout"),
+            path("StepRollout"),
+            path("RetryRollout"),
+            path("UndoRollout"),
+            path("ListAudit"),
+            path("PublishModel"),
+            path("RetireModel"),
+        ]
+    );
+}
