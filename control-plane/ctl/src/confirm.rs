@@ -31,12 +31,21 @@ pub(crate) fn confirm(
         Some(factor) => format!("from {current} to {desired} of {model}, {factor} times as much"),
         None => format!("from {current} to {desired} of {model}"),
     };
+    affirmed(console, &format!("Raise {canary} {jump}?"), || {
+        format!("raising {canary} {jump}, is a large jump: say -y to do it, or take smaller steps")
+    })
+}
+
+/// Asks, or refuses with `unasked` where there is nobody to ask.
+pub(crate) fn affirmed(
+    console: &mut Console,
+    question: &str,
+    unasked: impl FnOnce() -> String,
+) -> Result<(), CtlError> {
     if !console.can_ask() {
-        return Err(CtlError::Usage(format!(
-            "raising {canary} {jump}, is a large jump: say -y to do it, or take smaller steps"
-        )));
+        return Err(CtlError::Usage(unasked()));
     }
-    match console.ask(&format!("Raise {canary} {jump}?"))? {
+    match console.ask(question)? {
         true => Ok(()),
         false => Err(CtlError::Declined),
     }

@@ -32,12 +32,12 @@ impl Admin {
             flag: "--control-plane",
             variable: "PENSTOCK_CONTROL_PLANE",
         };
-        let channel = channel(&peer, connection.timeout).await?;
+        let channel = channel(&peer, connection.timeout()).await?;
         let rpc = AdminClient::with_interceptor(channel, InjectTraceContext);
         Ok(Self {
             rpc,
             peer,
-            timeout: connection.timeout,
+            timeout: connection.timeout(),
         })
     }
 
@@ -71,12 +71,12 @@ impl Gateway {
             flag: "--gateway",
             variable: "PENSTOCK_GATEWAY",
         };
-        let channel = channel(&peer, connection.timeout).await?;
+        let channel = channel(&peer, connection.timeout()).await?;
         let rpc = InferenceClient::with_interceptor(channel, InjectTraceContext);
         Ok(Self {
             rpc,
             peer,
-            timeout: connection.timeout,
+            timeout: connection.timeout(),
         })
     }
 

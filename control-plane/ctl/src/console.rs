@@ -11,6 +11,10 @@ pub(crate) struct Console {
     err: Box<dyn Write + Send>,
     /// None without a terminal.
     answer: Option<Answer>,
+    /// Whether stderr is a terminal, which can show progress bars.
+    bars: bool,
+    /// Whether stdin and stdout are a terminal, which can show a live view.
+    screen: bool,
 }
 
 impl Console {
@@ -26,6 +30,8 @@ impl Console {
             out: Box::new(io::stdout()),
             err: Box::new(io::stderr()),
             answer: interactive.then(|| Box::new(answer) as Answer),
+            bars: io::stderr().is_terminal(),
+            screen: io::stdin().is_terminal() && io::stdout().is_terminal(),
         }
     }
 
@@ -39,6 +45,8 @@ impl Console {
             out,
             err,
             answer: answer.map(|text| Box::new(move || Ok(text.to_owned())) as Answer),
+            bars: false,
+            screen: false,
         }
     }
 
@@ -57,6 +65,16 @@ impl Console {
     /// Writes a line to stderr. There is nowhere to tell of a failure to do so.
     pub(crate) fn progress(&mut self, line: &str) {
         let _ = writeln!(self.err, "{line}");
+    }
+
+    /// Whether progress bars can be shown.
+    pub(crate) fn shows_bars(&self) -> bool {
+        self.bars
+    }
+
+    /// Whether a live view can be shown.
+    pub(crate) fn is_screen(&self) -> bool {
+        self.screen
     }
 
     /// Whether there is a terminal to ask on.

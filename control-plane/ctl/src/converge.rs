@@ -5,7 +5,7 @@ use crate::{
     console::Console,
     error::CtlError,
     output::{View, time},
-    view::{Nack, phase, share},
+    view::{Nack, percent, phase, share, step},
 };
 use penstock_proto::v1::{Phase, Rollout, RolloutStatus, WatchRolloutRequest};
 use serde::Serialize;
@@ -23,6 +23,9 @@ pub(crate) enum Goal {
     Share(u32),
     Promoted,
     RolledBack,
+    Paused,
+    /// Whatever the plan makes of it, once gateways have acknowledged the share of its present step.
+    Followed,
 }
 
 /// What became of a change.
@@ -35,8 +38,13 @@ pub(crate) struct Outcome {
     share: String,
     canary_ppm: u32,
     phase: &'static str,
+    /// Counted from 0, of how many.
+    step: u32,
+    steps: u32,
     generation: u64,
     store_revision: u64,
+    /// The canary's share of the keys as counted, in [0, 1].
+    key_share: Option<f64>,
     /// 0 where it was not waited for.
     epoch: u64,
     live_gateways: u32,
@@ -59,8 +67,11 @@ impl Outcome {
             share: share(rollout.canary_ppm),
             canary_ppm: rollout.canary_ppm,
             phase: phase(rollout.phase()),
+            step: rollout.step,
+            steps: rollout.steps,
             generation: rollout.generation,
             store_revision: rollout.store_revision,
+            key_share: None,
             epoch: 0,
             live_gateways: 0,
             acknowledged: 0,
@@ -71,6 +82,7 @@ impl Outcome {
 
     fn converged(goal: Goal, status: &RolloutStatus, rollout: &Rollout, after: Duration) -> Self {
         Self {
+            key_share: status.key_share,
             epoch: status.epoch,
             live_gateways: status.live_gateways,
             acknowledged: status.acknowledged,
@@ -101,11 +113,26 @@ impl View for Outcome {
             None => format!("generation {generation} is written; not waited for gateways"),
         };
         match self.goal {
-            Goal::Share(_) => format!("{share} desired; {acks}\n"),
+            Goal::Share(_) => format!("{share} desired; {}{acks}\n", self.keys()),
             // A promoted rollout's canary is what serves, however the server names it afterwards.
             Goal::Promoted => format!("{model}: {canary} promoted; {acks}\n"),
             Goal::RolledBack => format!("{model}: rolled back to {stable}; {acks}\n"),
+            Goal::Paused => format!("{model}: paused at {share}; {acks}\n"),
+            Goal::Followed => {
+                let step = step(self.step, self.steps);
+                format!(
+                    "{model}: {stable} → {canary} at {share}, {}{step}; {acks}\n",
+                    self.phase
+                )
+            }
         }
+    }
+}
+
+impl Outcome {
+    fn keys(&self) -> String {
+        self.key_share
+            .map_or_else(String::new, |keys| format!("{} of keys; ", percent(keys)))
     }
 }
 
@@ -144,7 +171,13 @@ impl Change {
             // Success is a plan of its own, with the canary as stable: it too is to arrive everywhere.
             (Goal::Promoted, Phase::Draining | Phase::Succeeded) if acknowledged(status) => Progress::Done,
             (Goal::RolledBack, Phase::RolledBack) => Progress::Done,
-            (Goal::Share(_) | Goal::Promoted, Phase::Aborting | Phase::RolledBack) => Progress::RolledBack,
+            (Goal::RolledBack, _) => Progress::Waiting,
+            (_, Phase::Aborting | Phase::RolledBack) => Progress::RolledBack,
+            (Goal::Paused, Phase::Paused) if acknowledged(status) => Progress::Done,
+            // Nothing is routed yet, so that there is nothing to acknowledge.
+            (Goal::Followed, Phase::Pending | Phase::Warming) => Progress::Done,
+            (Goal::Followed, Phase::Converging | Phase::Promoting) => Progress::Waiting,
+            (Goal::Followed, _) if acknowledged(status) => Progress::Done,
             (Goal::Share(_), Phase::Promoting | Phase::Draining | Phase::Succeeded) => Progress::Superseded,
             (Goal::Share(ppm), _) if rollout.canary_ppm != ppm => Progress::Superseded,
             (Goal::Share(_), Phase::Paused | Phase::Soaking | Phase::Judging | Phase::Baking)
@@ -306,7 +339,7 @@ fn acknowledged(status: &RolloutStatus) -> bool {
     status.epoch > 0 && status.pending.is_empty() && status.acknowledged >= status.live_gateways
 }
 
-fn is_passing(status: &Status) -> bool {
+pub(crate) fn is_passing(status: &Status) -> bool {
     // Unknown is what tonic makes of a connection that broke under a stream.
     matches!(
         status.code(),

@@ -28,6 +28,23 @@ pub(crate) enum CtlError {
     RolledBack(String),
     #[error("{0}")]
     NotConverged(String),
+    /// The rollout is paused: somebody is to do something.
+    #[error("{0}")]
+    Waiting(String),
+    /// The answer of `diff`; it has been written, and there is nothing to add.
+    #[error("they differ")]
+    Differs,
+    #[error("cannot read {path}")]
+    Read {
+        path: String,
+        #[source]
+        source: io::Error,
+    },
+    /// What is wrong has been written.
+    #[error("{path} has {errors}; nothing is written")]
+    Findings { path: String, errors: String },
+    #[error("{0}")]
+    Failed(String),
     #[error(
         "`{}` is no address of the {}: write http://host:port ({} or {})",
         peer.address, peer.what, peer.flag, peer.variable
@@ -56,14 +73,24 @@ impl CtlError {
     /// Exit code of the process.
     pub(crate) fn code(&self) -> u8 {
         match self {
-            Self::Usage(_) | Self::Address { .. } | Self::Telemetry(_) => 2,
+            Self::Usage(_)
+            | Self::Address { .. }
+            | Self::Telemetry(_)
+            | Self::Read { .. }
+            | Self::Findings { .. } => 2,
             Self::NotFound(_) => 3,
             Self::Conflict(_) => 4,
             Self::Unreachable { .. } => 5,
             Self::RolledBack(_) => 7,
             Self::NotConverged(_) | Self::Silent { .. } => 8,
+            Self::Waiting(_) => 9,
             Self::Call { status, .. } => code_of(status.code()),
-            Self::Declined | Self::Nonsense { .. } | Self::Output(_) | Self::Encode { .. } => 1,
+            Self::Declined
+            | Self::Differs
+            | Self::Failed(_)
+            | Self::Nonsense { .. }
+            | Self::Output(_)
+            | Self::Encode { .. } => 1,
         }
     }
 }
@@ -78,6 +105,7 @@ pub(crate) fn kind(code: u8) -> &'static str {
         6 => "denied",
         7 => "rolled_back",
         8 => "timed_out",
+        9 => "waiting",
         _ => "failed",
     }
 }
@@ -170,6 +198,7 @@ mod tests {
         }
         assert_eq!(CtlError::RolledBack(String::new()).code(), 7);
         assert_eq!(CtlError::NotConverged(String::new()).code(), 8);
+        assert_eq!(CtlError::Waiting(String::new()).code(), 9);
     }
 
     #[test]

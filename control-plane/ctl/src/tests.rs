@@ -7,7 +7,11 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-mod fake;
+mod amend;
+pub(crate) mod fake;
+mod fleet;
+mod manifest;
+mod report;
 
 use fake::Fake;
 
@@ -147,6 +151,15 @@ async fn a_dry_run_and_a_wrong_revision_write_nothing() {
     assert_eq!(wrong.code, 4);
     assert!(wrong.err.contains("revision 7 by now, not at 6"), "{}", wrong.err);
     assert!(fake.state().last_set.is_none());
+    for words in [
+        ["rollout", "promote", "--dry-run"],
+        ["rollout", "abort", "--dry-run"],
+    ] {
+        let dry = ctl(&fake, &words).await;
+        assert_eq!(dry.code, 0, "{}", dry.err);
+        assert!(dry.out.contains("nothing is written"), "{}", dry.out);
+    }
+    assert_eq!(fake.state().rollout.generation, 3);
 }
 
 #[tokio::test]
@@ -161,6 +174,13 @@ async fn a_write_of_the_controller_in_between_is_no_conflict_and_an_operators_is
     assert_eq!(ran.code, 4);
     assert!(
         ran.err.contains("paused at 2%, last changed by bob"),
+        "{}",
+        ran.err
+    );
+    let share = ran.err.lines().find(|line| line.starts_with("share")).unwrap();
+    assert_eq!(
+        share.split_whitespace().collect::<Vec<_>>(),
+        ["share", "1%", "2%", "5%"],
         "{}",
         ran.err
     );
@@ -278,6 +298,9 @@ async fn lists_and_get_answer_in_every_format() {
     for words in [
         ["rollout", "list"],
         ["rollout", "get"],
+        ["rollout", "explain"],
+        ["rollout", "history"],
+        ["audit", "--limit=2"],
         ["worker", "list"],
         ["gateway", "list"],
         ["model", "list"],
@@ -382,7 +405,7 @@ async fn generate_streams_text_and_tells_who_answered_on_stderr() {
     .await;
     assert_eq!((ran.code, ran.out.as_str()), (0, "Hello world\n"), "{}", ran.err);
     assert!(
-        ran.err.contains("revision v2; epoch 8; reason pin"),
+        ran.err.contains("revision v2; epoch 8; reason pin; reply r-7"),
         "{}",
         ran.err
     );

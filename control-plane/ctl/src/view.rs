@@ -1,5 +1,13 @@
 //! What commands answer: the wire's messages in the shape that operators and their programs read.
 
+mod audit;
+mod explain;
+mod fleet;
+
+pub(crate) use audit::Audit;
+pub(crate) use explain::{Explanation, Step, ago, bar, moment};
+pub(crate) use fleet::{Gateways, Models, Workers, state};
+
 use crate::output::{View, columns, pairs};
 use penstock_plan::Ppm;
 use penstock_proto::v1;
@@ -16,6 +24,23 @@ pub(crate) struct Rollout {
     pub(crate) share: String,
     pub(crate) canary_ppm: u32,
     pub(crate) phase: &'static str,
+    /// Why it is paused; empty where it is not.
+    pub(crate) pause: &'static str,
+    /// What made it roll back or pause.
+    pub(crate) cause: String,
+    /// Index of the present step, from 0, of how many; 0 of 0 for a rollout that is set by hand.
+    pub(crate) step: u32,
+    pub(crate) steps: u32,
+    pub(crate) attempt: u32,
+    pub(crate) phase_since_ms: u64,
+    /// When the present hold ends at the earliest; 0 where nothing holds.
+    pub(crate) next_ms: u64,
+    /// Shares as counted in the present trial, in [0, 1].
+    pub(crate) key_share: Option<f64>,
+    pub(crate) request_share: Option<f64>,
+    pub(crate) token_share: Option<f64>,
+    /// Canary of the rollout that follows; empty for none.
+    pub(crate) queued: String,
     pub(crate) generation: u64,
     pub(crate) epoch: u64,
     pub(crate) store_revision: u64,
@@ -68,6 +93,17 @@ impl From<v1::RolloutStatus> for Rollout {
         Self {
             share: share(rollout.canary_ppm),
             phase: phase(rollout.phase()),
+            pause: pause(rollout.pause()),
+            cause: rollout.cause,
+            step: rollout.step,
+            steps: rollout.steps,
+            attempt: rollout.attempt,
+            phase_since_ms: rollout.phase_since_ms,
+            next_ms: status.next_ms,
+            key_share: status.key_share,
+            request_share: status.request_share,
+            token_share: status.token_share,
+            queued: rollout.queued,
             sticky_keys: rollout.sticky.map(|sticky| sticky.keys).unwrap_or_default(),
             model: rollout.model,
             uid: rollout.uid,
@@ -93,6 +129,15 @@ impl From<v1::RolloutStatus> for Rollout {
 }
 
 impl Rollout {
+    /// Phase, why it is paused, and the step.
+    fn stand(&self) -> String {
+        let pause = match self.pause {
+            "" => String::new(),
+            why => format!(" ({why})"),
+        };
+        format!("{}{pause}{}", self.phase, step(self.step, self.steps))
+    }
+
     fn acks(&self) -> String {
         format!("{}/{}", self.acknowledged, self.live_gateways)
     }
@@ -111,7 +156,10 @@ impl View for Rollout {
                 format!("{} ({})", self.canary, endpoints(self.canary_endpoints)),
             ),
             ("share", self.share.clone()),
-            ("phase", self.phase.to_owned()),
+            ("counted", shares(self)),
+            ("phase", self.stand()),
+            ("cause", self.cause.clone()),
+            ("queued", self.queued.clone()),
             ("message", self.message.clone()),
             ("generation", self.generation.to_string()),
             ("epoch", self.epoch.to_string()),
@@ -145,12 +193,12 @@ impl View for RolloutLine {
             stable,
             canary,
             share,
-            phase,
             generation,
             epoch,
             message,
             ..
         } = &self.0;
+        let phase = self.0.stand();
         let pending = match self.0.pending.as_slice() {
             [] => String::new(),
             pending => format!("; waits for {}", pending.join(", ")),
@@ -185,7 +233,7 @@ impl View for Rollouts {
                     r.stable.clone(),
                     r.canary.clone(),
                     r.share.clone(),
-                    r.phase.to_owned(),
+                    r.stand(),
                     r.generation.to_string(),
                     r.epoch.to_string(),
                     r.acks(),
@@ -205,228 +253,6 @@ impl View for Rollouts {
             ],
             &rows,
         )
-    }
-}
-
-/// `worker list`.
-#[derive(Debug, Serialize)]
-pub(crate) struct Workers {
-    pub(crate) workers: Vec<Worker>,
-}
-
-/// One worker.
-#[derive(Debug, Serialize)]
-pub(crate) struct Worker {
-    id: String,
-    address: String,
-    ops_address: String,
-    region: String,
-    runner: String,
-    device: String,
-    draining: bool,
-    revisions: Vec<Served>,
-    refused: Vec<String>,
-    started_ms: u64,
-    boot_id: String,
-}
-
-/// A revision that a worker serves.
-#[derive(Debug, Serialize)]
-struct Served {
-    model: String,
-    revision: String,
-    digest: String,
-    context_length: u32,
-}
-
-impl From<v1::ListWorkersResponse> for Workers {
-    fn from(response: v1::ListWorkersResponse) -> Self {
-        let served = |s: v1::ServedRevision| Served {
-            model: s.model,
-            revision: s.revision,
-            digest: s.digest,
-            context_length: s.context_length,
-        };
-        let worker = |w: v1::Worker| Worker {
-            id: w.id,
-            address: w.address,
-            ops_address: w.ops_address,
-            region: w.region,
-            runner: w.runner,
-            device: w.device,
-            draining: w.draining,
-            revisions: w.revisions.into_iter().map(served).collect(),
-            refused: w.refused,
-            started_ms: w.started_ms,
-            boot_id: w.boot_id,
-        };
-        Self {
-            workers: response.workers.into_iter().map(worker).collect(),
-        }
-    }
-}
-
-impl View for Workers {
-    fn table(&self) -> String {
-        let rows: Vec<_> = self
-            .workers
-            .iter()
-            .map(|w| {
-                let serves: Vec<_> = w
-                    .revisions
-                    .iter()
-                    .map(|s| format!("{}@{}", s.model, s.revision))
-                    .collect();
-                let state = if w.draining { "draining" } else { "serving" };
-                [
-                    w.id.clone(),
-                    w.address.clone(),
-                    w.region.clone(),
-                    w.runner.clone(),
-                    w.device.clone(),
-                    state.to_owned(),
-                    serves.join(", "),
-                    w.refused.join("; "),
-                ]
-            })
-            .collect();
-        columns(
-            [
-                "ID", "ADDRESS", "REGION", "RUNNER", "DEVICE", "STATE", "SERVES", "REFUSED",
-            ],
-            &rows,
-        )
-    }
-}
-
-/// `gateway list`.
-#[derive(Debug, Serialize)]
-pub(crate) struct Gateways {
-    /// Epoch published.
-    epoch: u64,
-    gateways: Vec<Gateway>,
-}
-
-/// One gateway.
-#[derive(Debug, Serialize)]
-struct Gateway {
-    node: String,
-    region: String,
-    ops_address: String,
-    live: bool,
-    acknowledged_epoch: u64,
-    silent_ms: u64,
-    nack: Option<Nack>,
-    boot_id: String,
-}
-
-impl From<v1::ListGatewaysResponse> for Gateways {
-    fn from(response: v1::ListGatewaysResponse) -> Self {
-        let gateway = |g: v1::Gateway| Gateway {
-            node: g.node,
-            region: g.region,
-            ops_address: g.ops_address,
-            live: g.live,
-            acknowledged_epoch: g.acknowledged_epoch,
-            silent_ms: g.silent_ms,
-            nack: g.nack.map(Nack::from),
-            boot_id: g.boot_id,
-        };
-        Self {
-            epoch: response.epoch,
-            gateways: response.gateways.into_iter().map(gateway).collect(),
-        }
-    }
-}
-
-impl View for Gateways {
-    fn table(&self) -> String {
-        let rows: Vec<_> = self
-            .gateways
-            .iter()
-            .map(|g| {
-                let state = match g {
-                    Gateway {
-                        live: false,
-                        silent_ms,
-                        ..
-                    } => format!("lost for {} s", silent_ms / 1000),
-                    Gateway { nack: Some(nack), .. } => {
-                        format!("refuses epoch {}: {}", nack.epoch, nack.message)
-                    }
-                    g if g.acknowledged_epoch < self.epoch => "behind".to_owned(),
-                    _ => "current".to_owned(),
-                };
-                [
-                    g.node.clone(),
-                    g.region.clone(),
-                    g.ops_address.clone(),
-                    format!("{}/{}", g.acknowledged_epoch, self.epoch),
-                    state,
-                ]
-            })
-            .collect();
-        columns(["NODE", "REGION", "OPS", "EPOCH", "STATE"], &rows)
-    }
-}
-
-/// `model list`.
-#[derive(Debug, Serialize)]
-pub(crate) struct Models {
-    models: Vec<Model>,
-}
-
-#[derive(Debug, Serialize)]
-struct Model {
-    name: String,
-    revisions: Vec<Revision>,
-}
-
-#[derive(Debug, Serialize)]
-struct Revision {
-    name: String,
-    role: String,
-    workers: u32,
-    digest: String,
-}
-
-impl From<v1::ListPublishedResponse> for Models {
-    fn from(response: v1::ListPublishedResponse) -> Self {
-        let revision = |r: v1::PublishedRevision| Revision {
-            name: r.name,
-            role: r.role,
-            workers: r.workers,
-            digest: r.digest,
-        };
-        let model = |m: v1::PublishedModel| Model {
-            name: m.name,
-            revisions: m.revisions.into_iter().map(revision).collect(),
-        };
-        Self {
-            models: response.models.into_iter().map(model).collect(),
-        }
-    }
-}
-
-impl View for Models {
-    fn table(&self) -> String {
-        let row = |model: &Model, revision: &Revision| {
-            // Twelve characters tell revisions apart; `-o json` has them all.
-            let digest = revision.digest.get(..12).unwrap_or(&revision.digest);
-            [
-                model.name.clone(),
-                revision.name.clone(),
-                revision.role.clone(),
-                revision.workers.to_string(),
-                digest.to_owned(),
-            ]
-        };
-        let rows: Vec<_> = self
-            .models
-            .iter()
-            .flat_map(|m| m.revisions.iter().map(move |r| row(m, r)))
-            .collect();
-        columns(["MODEL", "REVISION", "ROLE", "WORKERS", "DIGEST"], &rows)
     }
 }
 
@@ -453,6 +279,44 @@ pub(crate) fn phase(phase: v1::Phase) -> &'static str {
         v1::Phase::Baking => "baking",
         v1::Phase::Draining => "draining",
     }
+}
+
+/// Why a rollout is paused, as operators read it; empty where it is not.
+pub(crate) fn pause(reason: v1::PauseReason) -> &'static str {
+    match reason {
+        v1::PauseReason::Unspecified => "",
+        v1::PauseReason::Manual => "by hand",
+        v1::PauseReason::Insufficient => "too few samples",
+        v1::PauseReason::Approval => "waits for approval",
+        v1::PauseReason::Nacked => "a gateway refused",
+        v1::PauseReason::Window => "outside its window",
+        v1::PauseReason::Verdict => "a metric failed",
+    }
+}
+
+/// `, step 2/4`; nothing for a rollout that is set by hand.
+pub(crate) fn step(index: u32, of: u32) -> String {
+    match of {
+        0 => String::new(),
+        of => format!(", step {}/{of}", index + 1),
+    }
+}
+
+/// A share in [0, 1] as percent with two decimals at most.
+pub(crate) fn percent(share: f64) -> String {
+    let text = format!("{:.2}", share * 100.0);
+    format!("{}%", text.trim_end_matches('0').trim_end_matches('.'))
+}
+
+/// What was counted of the canary in the present trial; empty where nothing was.
+pub(crate) fn shares(rollout: &Rollout) -> String {
+    let parts = [
+        (rollout.key_share, "keys"),
+        (rollout.request_share, "requests"),
+        (rollout.token_share, "tokens"),
+    ];
+    let part = |(share, what): (Option<f64>, &str)| Some(format!("{} of {what}", percent(share?)));
+    parts.into_iter().filter_map(part).collect::<Vec<_>>().join(", ")
 }
 
 fn endpoints(count: u32) -> String {

@@ -8,6 +8,4 @@ mod demo;
 mod generate;
 mod harness;
 mod lifecycle;
-mod placement;
-mod plane;
 mod registration;

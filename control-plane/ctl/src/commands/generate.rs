@@ -35,7 +35,7 @@ pub(crate) async fn run(
     let mut reply = Reply::new(response.metadata());
     console.progress(&reply.assignment());
     let stream = response.into_inner();
-    read(stream, connection.timeout, &mut reply, console, output)
+    read(stream, connection.timeout(), &mut reply, console, output)
         .await?
         .map_err(|status| gateway.failed(status))?;
     if output == Format::Table {
@@ -104,6 +104,8 @@ fn request(args: Generate) -> Result<Request<GenerateRequest>, CtlError> {
 /// A whole reply.
 #[derive(Debug, Default, Serialize)]
 struct Reply {
+    /// What `ctl feedback` names it by; empty where the gateway gave none.
+    reply_id: String,
     revision: String,
     epoch: Option<u64>,
     reason: String,
@@ -123,6 +125,7 @@ impl Reply {
                 .unwrap_or_default()
         };
         Self {
+            reply_id: get(metadata::REPLY_ID).to_owned(),
             revision: get(metadata::MODEL_VERSION).to_owned(),
             epoch: get(metadata::ROLLOUT_EPOCH).parse().ok(),
             reason: get(metadata::ASSIGNMENT_REASON).to_owned(),
@@ -150,8 +153,12 @@ impl Reply {
         let epoch = self
             .epoch
             .map_or_else(|| "unknown".to_owned(), |epoch| epoch.to_string());
+        let reply = match self.reply_id.as_str() {
+            "" => String::new(),
+            id => format!("; reply {id}"),
+        };
         format!(
-            "revision {}; epoch {epoch}; reason {}",
+            "revision {}; epoch {epoch}; reason {}{reply}",
             self.revision, self.reason
         )
     }

@@ -17,10 +17,10 @@ fn the_command_line_is_sound() {
 
 #[test]
 fn the_everyday_call_needs_no_name() {
-    let Noun::Rollout {
-        verb: RolloutVerb::Set(set),
-    } = parse("rollout set --canary 5%").unwrap().noun
-    else {
+    let Noun::Rollout { verb } = parse("rollout set --canary 5%").unwrap().noun else {
+        panic!("another noun")
+    };
+    let RolloutVerb::Set(set) = *verb else {
         panic!("another verb")
     };
     assert_eq!((set.model, set.canary.get()), (None, 50_000));
@@ -39,6 +39,31 @@ fn every_command_of_the_table_parses() {
         "rollout set demo --canary 0.5% -y --no-wait --expect-revision 7 --reason why",
         "rollout promote -y --timeout 2m",
         "rollout abort demo --reason repeats --dry-run",
+        "rollout apply -f plan.yaml --dry-run --expect-revision 7 --reason why",
+        "rollout apply -f -",
+        "rollout diff -f plan.yaml",
+        "rollout lint -f plan.yaml --rate 20/s -o json",
+        "rollout step",
+        "rollout step 2 --model demo -y",
+        "rollout pause demo --reason why",
+        "rollout resume",
+        "rollout approve --no-wait",
+        "rollout retry",
+        "rollout undo -y",
+        "rollout history --limit 5",
+        "rollout explain demo",
+        "rollout wait --timeout 6h",
+        "rollout list -w",
+        "audit --model demo --limit 5",
+        "model publish demo v2 --from /m/v2 --warm-prefix hi --warm-prefix @f",
+        "model retire demo v1",
+        "worker drain w1",
+        "gateway override --gateway gw-1 --model demo --to v1 --ttl 1h --reason why",
+        "gateway override --gateway gw-1 --model demo --clear",
+        "gateway overrides",
+        "feedback r-1 --up",
+        "feedback r-1 --score 0.3 --comment no",
+        "completions bash",
         "worker list",
         "gateway list --control-plane http://cp:8090",
         "model list",
@@ -59,11 +84,11 @@ fn every_command_of_the_table_parses() {
 fn global_flags_may_stand_behind_the_verb() {
     let args = parse("worker list --timeout 500ms -o yaml").unwrap();
     assert_eq!(
-        (args.connection.timeout, args.output),
+        (args.connection.timeout(), args.output),
         (Duration::from_millis(500), Format::Yaml)
     );
     assert_eq!(
-        parse("worker list").unwrap().connection.timeout,
+        parse("worker list").unwrap().connection.timeout(),
         Duration::from_secs(30)
     );
 }
@@ -77,6 +102,13 @@ fn a_bad_value_is_named_with_what_to_write() {
     assert!(refused("route test --header x-region").contains("NAME=VALUE"));
     assert!(refused("route test --header a/b=c").contains("`a/b`"));
     assert!(refused("rollout set").contains("--canary"));
+    assert!(refused("rollout lint -f a --rate 20").contains("20/s"));
+    assert!(refused("rollout lint -f a --rate 0/s").contains("20/s"));
+    assert!(refused("feedback r-1").contains("--up"));
+    assert!(refused("feedback r-1 --score 2").contains("from 0 to 1"));
+    assert!(refused("feedback r-1 --up --down").contains("cannot be used"));
+    assert!(refused("gateway override --gateway a --model m").contains("--to"));
+    assert!(refused("rollout step 0").contains("1.."));
     assert!(refused("worker list -o xml").contains("table, json, yaml"));
 }
 
@@ -108,7 +140,16 @@ fn times_are_read_with_their_unit() {
 
 #[test]
 fn help_teaches_by_example() {
-    for words in ["--help", "rollout set --help", "generate --help"] {
+    for words in [
+        "--help",
+        "rollout set --help",
+        "rollout apply --help",
+        "rollout wait --help",
+        "gateway override --help",
+        "model publish --help",
+        "feedback --help",
+        "generate --help",
+    ] {
         let help = refused(words);
         assert!(help.contains("Examples:"), "{help}");
     }

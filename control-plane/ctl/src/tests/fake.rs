@@ -1,39 +1,24 @@
 //! A control plane and a gateway of one rollout: stable v1, canary v2 at 1 %, two gateways.
 
+mod gateway;
+mod state;
+
 use penstock_proto::v1::{
     admin_server::{Admin, AdminServer},
-    inference_server::{Inference, InferenceServer},
+    inference_server::InferenceServer,
     *,
 };
+use state::State;
 use std::{
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard},
 };
 use tokio_stream::{Stream, StreamExt as _, wrappers::TcpListenerStream};
-use tonic::{Code, Request, Response, Status, metadata::MetadataMap};
-
-/// What the fake remembers and how it misbehaves.
-pub(super) struct State {
-    rollout: Rollout,
-    pub(super) last_set: Option<SetRolloutRequest>,
-    pub(super) aborted_uid: Option<String>,
-    pub(super) last_generate: Option<String>,
-    pub(super) traceparents: Vec<Option<String>>,
-    /// Somebody writes before the next set: the controller, or an operator with this share.
-    pub(super) interfere: Option<Option<u32>>,
-    /// The second gateway refuses every epoch.
-    pub(super) refuses: bool,
-    /// Somebody aborts after the next change.
-    pub(super) aborts: bool,
-    /// A watch ends after its statuses instead of staying open.
-    pub(super) ends_watch: bool,
-    /// Every admin call fails so.
-    pub(super) fails: Option<Code>,
-}
+use tonic::{Request, Response, Status, metadata::MetadataMap};
 
 #[derive(Clone)]
-pub(super) struct Fake {
-    pub(super) address: String,
+pub(crate) struct Fake {
+    pub(crate) address: String,
     state: Arc<Mutex<State>>,
 }
 
@@ -42,34 +27,11 @@ type Chunks = Pin<Box<dyn Stream<Item = Result<GenerateResponse, Status>> + Send
 
 impl Fake {
     /// Serves on a free port until the test's runtime ends.
-    pub(super) async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let rollout = Rollout {
-            uid: "r-1".into(),
-            model: "demo".into(),
-            stable: "v1".into(),
-            canary: "v2".into(),
-            canary_ppm: 10_000,
-            phase: Phase::Paused.into(),
-            generation: 3,
-            store_revision: 7,
-            ..Rollout::default()
-        };
-        let state = State {
-            rollout,
-            last_set: None,
-            aborted_uid: None,
-            last_generate: None,
-            traceparents: Vec::new(),
-            interfere: None,
-            refuses: false,
-            aborts: false,
-            ends_watch: false,
-            fails: None,
-        };
         let fake = Self {
             address: format!("http://{}", listener.local_addr().unwrap()),
-            state: Arc::new(Mutex::new(state)),
+            state: Arc::new(Mutex::new(State::new())),
         };
         let server = tonic::transport::Server::builder()
             .add_service(AdminServer::new(fake.clone()))
@@ -78,7 +40,7 @@ impl Fake {
         fake
     }
 
-    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap()
     }
 
@@ -93,51 +55,6 @@ impl Fake {
             Some(code) => Err(Status::new(code, "as told")),
             None => Ok(state),
         }
-    }
-}
-
-impl State {
-    fn change(&mut self, phase: Phase, ppm: u32) -> Rollout {
-        self.rollout.canary_ppm = ppm;
-        self.rollout.generation += 1;
-        self.rollout.store_revision += 1;
-        self.rollout.set_phase(phase);
-        self.rollout.clone()
-    }
-
-    fn status(&self, acknowledged: u32) -> RolloutStatus {
-        let nack = GatewayNack {
-            gateway: "gw-2".into(),
-            epoch: 8,
-            code: "canary_unreachable".into(),
-            message: "no endpoint of v2".into(),
-        };
-        RolloutStatus {
-            rollout: Some(self.rollout.clone()),
-            epoch: 8,
-            live_gateways: 2,
-            acknowledged,
-            pending: if acknowledged < 2 {
-                vec!["gw-2".into()]
-            } else {
-                Vec::new()
-            },
-            nacks: if self.refuses { vec![nack] } else { Vec::new() },
-            stable_endpoints: 2,
-            canary_endpoints: 2,
-            ..RolloutStatus::default()
-        }
-    }
-
-    fn settle(&mut self) {
-        let settled = match self.rollout.phase() {
-            _ if self.aborts => Phase::Aborting,
-            Phase::Converging => Phase::Paused,
-            Phase::Promoting => Phase::Succeeded,
-            Phase::Aborting => Phase::RolledBack,
-            phase => phase,
-        };
-        self.rollout.set_phase(settled);
     }
 }
 
@@ -182,11 +99,9 @@ impl Admin for Fake {
                 state.rollout.actor = "bob".into();
             }
         }
-        if request
-            .expect_revision
-            .is_some_and(|expected| expected != state.rollout.store_revision)
-        {
-            return Err(Status::aborted("it moved"));
+        state.compare(request.expect_revision)?;
+        if request.dry_run {
+            return Ok(Response::new(state.rollout.clone()));
         }
         state.last_set = Some(request.clone());
         Ok(Response::new(state.change(Phase::Converging, request.canary_ppm)))
@@ -196,10 +111,11 @@ impl Admin for Fake {
         &self,
         request: Request<PromoteRolloutRequest>,
     ) -> Result<Response<Rollout>, Status> {
-        Ok(Response::new(
-            self.called(request.metadata())?
-                .change(Phase::Promoting, 1_000_000),
-        ))
+        let mut state = self.called(request.metadata())?;
+        if request.get_ref().dry_run {
+            return Ok(Response::new(state.rollout.clone()));
+        }
+        Ok(Response::new(state.change(Phase::Promoting, 1_000_000)))
     }
 
     async fn abort_rollout(
@@ -207,6 +123,9 @@ impl Admin for Fake {
         request: Request<AbortRolloutRequest>,
     ) -> Result<Response<Rollout>, Status> {
         let mut state = self.called(request.metadata())?;
+        if request.get_ref().dry_run {
+            return Ok(Response::new(state.rollout.clone()));
+        }
         state.aborted_uid = Some(request.into_inner().uid);
         Ok(Response::new(state.change(Phase::Aborting, 0)))
     }
@@ -235,9 +154,10 @@ impl Admin for Fake {
         &self,
         request: Request<ListWorkersRequest>,
     ) -> Result<Response<ListWorkersResponse>, Status> {
-        drop(self.called(request.metadata())?);
+        let ops_address = self.called(request.metadata())?.ops_address.clone();
         let worker = Worker {
             id: "w1".into(),
+            ops_address,
             runner: "fake".into(),
             ..Worker::default()
         };
@@ -250,9 +170,10 @@ impl Admin for Fake {
         &self,
         request: Request<ListGatewaysRequest>,
     ) -> Result<Response<ListGatewaysResponse>, Status> {
-        drop(self.called(request.metadata())?);
+        let ops_address = self.called(request.metadata())?.ops_address.clone();
         let gateway = Gateway {
             node: "gw-1".into(),
+            ops_address,
             live: true,
             acknowledged_epoch: 8,
             ..Gateway::default()
@@ -267,14 +188,31 @@ impl Admin for Fake {
         &self,
         request: Request<ListPublishedRequest>,
     ) -> Result<Response<ListPublishedResponse>, Status> {
-        drop(self.called(request.metadata())?);
-        let revision = PublishedRevision {
-            name: "v1".into(),
+        let mut state = self.called(request.metadata())?;
+        let revision = |name: &str| PublishedRevision {
+            name: name.into(),
             ..PublishedRevision::default()
         };
+        let mut revisions = vec![revision("v1")];
+        if !state.placements.is_empty() {
+            let mut loaded = RevisionState {
+                message: "no space".into(),
+                ..RevisionState::default()
+            };
+            loaded.set_state(state.placements.remove(0));
+            let placement = PlacementStatus {
+                worker: "w1".into(),
+                state: Some(loaded),
+            };
+            revisions.push(PublishedRevision {
+                placements: vec![placement],
+                digest: "d".repeat(64),
+                ..revision("v3")
+            });
+        }
         let model = PublishedModel {
             name: "demo".into(),
-            revisions: vec![revision],
+            revisions,
             ..PublishedModel::default()
         };
         Ok(Response::new(ListPublishedResponse { models: vec![model] }))
@@ -314,143 +252,153 @@ impl Admin for Fake {
 
     async fn apply_rollout(
         &self,
-        _: Request<penstock_proto::v1::ApplyRolloutRequest>,
-    ) -> Result<Response<penstock_proto::v1::ApplyRolloutResponse>, Status> {
-        Err(Status::unimplemented("not in this test"))
+        request: Request<ApplyRolloutRequest>,
+    ) -> Result<Response<ApplyRolloutResponse>, Status> {
+        let mut state = self.called(request.metadata())?;
+        let request = request.into_inner();
+        let findings = state.findings.clone();
+        if findings.iter().any(|finding| finding.severity == "error") {
+            return Ok(Response::new(ApplyRolloutResponse {
+                outcome: "refused".into(),
+                findings,
+                ..ApplyRolloutResponse::default()
+            }));
+        }
+        state.compare(request.expect_revision)?;
+        let previous = state.rollout.manifest.clone();
+        let outcome = state.outcome.to_owned();
+        let rollout = if request.dry_run || outcome != "updated" {
+            state.rollout.clone()
+        } else {
+            state.rollout.manifest.clone_from(&request.manifest);
+            state.change(Phase::Converging, 10_000)
+        };
+        if !request.dry_run {
+            state.last_apply = Some(request);
+        }
+        Ok(Response::new(ApplyRolloutResponse {
+            rollout: Some(rollout),
+            outcome,
+            findings,
+            previous,
+        }))
     }
 
     async fn resume_rollout(
         &self,
-        _: Request<penstock_proto::v1::ChangeRolloutRequest>,
-    ) -> Result<Response<penstock_proto::v1::Rollout>, Status> {
-        Err(Status::unimplemented("not in this test"))
+        request: Request<ChangeRolloutRequest>,
+    ) -> Result<Response<Rollout>, Status> {
+        self.amend("resume", request, Phase::Converging, 20_000)
     }
 
     async fn pause_rollout(
         &self,
-        _: Request<penstock_proto::v1::ChangeRolloutRequest>,
-    ) -> Result<Response<penstock_proto::v1::Rollout>, Status> {
-        Err(Status::unimplemented("not in this test"))
+        request: Request<ChangeRolloutRequest>,
+    ) -> Result<Response<Rollout>, Status> {
+        self.amend("pause", request, Phase::Paused, 10_000)
     }
 
     async fn approve_rollout(
         &self,
-        _: Request<penstock_proto::v1::ChangeRolloutRequest>,
-    ) -> Result<Response<penstock_proto::v1::Rollout>, Status> {
-        Err(Status::unimplemented("not in this test"))
+        request: Request<ChangeRolloutRequest>,
+    ) -> Result<Response<Rollout>, Status> {
+        self.amend("approve", request, Phase::Converging, 50_000)
     }
 
-    async fn step_rollout(
-        &self,
-        _: Request<penstock_proto::v1::StepRolloutRequest>,
-    ) -> Result<Response<penstock_proto::v1::Rollout>, Status> {
-        Err(Status::unimplemented("not in this test"))
+    async fn step_rollout(&self, request: Request<StepRolloutRequest>) -> Result<Response<Rollout>, Status> {
+        let step = request.get_ref().step;
+        let verb = step.map_or_else(|| "step".to_owned(), |step| format!("step {step}"));
+        let request = request.map(|request| request.change.unwrap());
+        self.amend(&verb, request, Phase::Converging, 250_000)
     }
 
     async fn retry_rollout(
         &self,
-        _: Request<penstock_proto::v1::ChangeRolloutRequest>,
-    ) -> Result<Response<penstock_proto::v1::Rollout>, Status> {
-        Err(Status::unimplemented("not in this test"))
+        request: Request<ChangeRolloutRequest>,
+    ) -> Result<Response<Rollout>, Status> {
+        self.amend("retry", request, Phase::Warming, 0)
     }
 
     async fn undo_rollout(
         &self,
-        _: Request<penstock_proto::v1::ChangeRolloutRequest>,
-    ) -> Result<Response<penstock_proto::v1::Rollout>, Status> {
-        Err(Status::unimplemented("not in this test"))
+        request: Request<ChangeRolloutRequest>,
+    ) -> Result<Response<Rollout>, Status> {
+        self.amend("undo", request, Phase::Promoting, 1_000_000)
     }
 
     async fn list_audit(
         &self,
-        _: Request<penstock_proto::v1::ListAuditRequest>,
-    ) -> Result<Response<penstock_proto::v1::ListAuditResponse>, Status> {
-        Err(Status::unimplemented("not in this test"))
+        request: Request<ListAuditRequest>,
+    ) -> Result<Response<ListAuditResponse>, Status> {
+        drop(self.called(request.metadata())?);
+        let request = request.into_inner();
+        let record = |n: u64, model: &str, operation: &str, actor: &str| AuditRecord {
+            at_ms: 1_700_000_000_000 - n * 60_000,
+            model: model.into(),
+            operation: operation.into(),
+            actor: actor.into(),
+            change: "share 1% → 5%".into(),
+            ..AuditRecord::default()
+        };
+        let mut records = vec![
+            record(0, "demo", "SetRollout", "ada"),
+            record(1, "other", "PublishModel", "bob"),
+            record(2, "demo", "controller", ""),
+        ];
+        records.retain(|record| request.model.is_empty() || request.model == record.model);
+        records.truncate(usize::try_from(request.limit).unwrap());
+        Ok(Response::new(ListAuditResponse { records }))
     }
 
     async fn publish_model(
         &self,
-        _: Request<penstock_proto::v1::PublishModelRequest>,
-    ) -> Result<Response<penstock_proto::v1::PublishedRevision>, Status> {
-        Err(Status::unimplemented("not in this test"))
+        request: Request<PublishModelRequest>,
+    ) -> Result<Response<PublishedRevision>, Status> {
+        let mut state = self.called(request.metadata())?;
+        let request = request.into_inner();
+        let name = request.revision.clone();
+        state.last_publish = Some(request);
+        Ok(Response::new(PublishedRevision {
+            name,
+            ..PublishedRevision::default()
+        }))
     }
 
     async fn retire_model(
         &self,
-        _: Request<penstock_proto::v1::RetireModelRequest>,
-    ) -> Result<Response<penstock_proto::v1::PublishedRevision>, Status> {
-        Err(Status::unimplemented("not in this test"))
+        request: Request<RetireModelRequest>,
+    ) -> Result<Response<PublishedRevision>, Status> {
+        drop(self.called(request.metadata())?);
+        match request.get_ref().revision.as_str() {
+            "v1" => Err(Status::failed_precondition("v1 is stable")),
+            name => Ok(Response::new(PublishedRevision {
+                name: name.into(),
+                role: "retired".into(),
+                ..PublishedRevision::default()
+            })),
+        }
     }
 }
 
-#[tonic::async_trait]
-impl Inference for Fake {
-    type GenerateStream = Chunks;
-
-    async fn generate(&self, request: Request<GenerateRequest>) -> Result<Response<Chunks>, Status> {
-        let metadata = request.metadata().clone();
-        let get = |name: &str| metadata.get(name).map_or("", |value| value.to_str().unwrap());
-        let body = request.get_ref();
-        let input = match body.input.as_ref().unwrap() {
-            generate_request::Input::Prompt(prompt) => format!("prompt={prompt}"),
-            generate_request::Input::Chat(chat) => {
-                format!("chat={}:{}", chat.messages[0].role, chat.messages[0].content)
-            }
-            generate_request::Input::InputIds(_) => "ids".to_owned(),
-        };
-        let sampling = body.sampling.clone().unwrap_or_default();
-        let number = |value: Option<u64>| value.map_or_else(|| "None".to_owned(), |value| value.to_string());
-        self.state().last_generate = Some(format!(
-            "{input} user={} pin={} region={} seed={} max={} temperature={:?}",
-            get("x-user-id"),
-            get("x-model-version"),
-            get("x-region"),
-            number(sampling.seed),
-            number(sampling.max_tokens.map(u64::from)),
-            sampling.temperature,
-        ));
-        let mut last = GenerateResponse {
-            text: " world".into(),
-            ..GenerateResponse::default()
-        };
-        last.set_finish_reason(FinishReason::Length);
-        last.usage = Some(Usage {
-            prompt_tokens: 3,
-            completion_tokens: 2,
-            cached_tokens: 1,
-        });
-        let first = GenerateResponse {
-            text: "Hello".into(),
-            ..GenerateResponse::default()
-        };
-        let mut response: Response<Chunks> =
-            Response::new(Box::pin(tokio_stream::iter([Ok(first), Ok(last)])));
-        for (name, value) in [
-            ("x-model-version", "v2"),
-            ("x-rollout-epoch", "8"),
-            ("x-assignment-reason", "pin"),
-            ("x-seed", "3"),
-        ] {
-            response.metadata_mut().insert(name, value.parse().unwrap());
+impl Fake {
+    fn amend(
+        &self,
+        verb: &str,
+        request: Request<ChangeRolloutRequest>,
+        phase: Phase,
+        ppm: u32,
+    ) -> Result<Response<Rollout>, Status> {
+        let mut state = self.called(request.metadata())?;
+        let request = request.into_inner();
+        state.compare(request.expect_revision)?;
+        if request.dry_run {
+            return Ok(Response::new(Rollout {
+                canary_ppm: ppm,
+                phase: phase.into(),
+                ..state.rollout.clone()
+            }));
         }
-        Ok(response)
-    }
-
-    async fn tokenize(&self, _: Request<TokenizeRequest>) -> Result<Response<TokenizeResponse>, Status> {
-        Err(Status::unimplemented("not asked for here"))
-    }
-
-    async fn list_models(
-        &self,
-        _: Request<ListModelsRequest>,
-    ) -> Result<Response<ListModelsResponse>, Status> {
-        Err(Status::unimplemented("not asked for here"))
-    }
-
-    async fn feedback(
-        &self,
-        _: Request<penstock_proto::v1::FeedbackRequest>,
-    ) -> Result<Response<penstock_proto::v1::FeedbackResponse>, Status> {
-        Err(Status::unimplemented("not in this test"))
+        state.amended.push((verb.to_owned(), request.uid));
+        Ok(Response::new(state.change(phase, ppm)))
     }
 }

@@ -68,7 +68,9 @@ fn a_rollout_as_json_and_yaml() {
     let json = serde_json::to_value(&rollout).unwrap();
     let expected = serde_json::json!({
         "model": "demo", "uid": "r-1", "stable": "v1", "canary": "v2", "share": "5%", "canary_ppm": 50_000,
-        "phase": "converging", "generation": 3, "epoch": 8123, "store_revision": 42, "live_gateways": 2,
+        "phase": "converging", "pause": "", "cause": "", "step": 0, "steps": 0, "attempt": 0, "phase_since_ms": 0,
+        "next_ms": 0, "key_share": null, "request_share": null, "token_share": null, "queued": "",
+        "generation": 3, "epoch": 8123, "store_revision": 42, "live_gateways": 2,
         "acknowledged": 1, "pending": ["gw-2"],
         "nacks": [{"gateway": "gw-2", "epoch": 8123, "code": "canary_unreachable", "message": "no endpoint of v2"}],
         "stable_endpoints": 2, "canary_endpoints": 1, "sticky_keys": ["metadata:x-user-id"],
