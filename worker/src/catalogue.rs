@@ -1,13 +1,17 @@
 //! The revisions that this worker serves.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 
 use penstock_engine::Engine;
 use penstock_proto::v1;
 use penstock_telemetry::instruments::{EngineRegistration, Served as Labels};
 use penstock_text::{ChatTemplate, Tokenizer};
+use tokio::sync::watch;
 
-use crate::generate::{CallError, Input, Violation};
+use crate::{
+    generate::{CallError, Input, Violation, WatchWords},
+    memory::Reservation,
+};
 
 /// One revision: its engine and its text.
 #[derive(Debug)]
@@ -21,8 +25,12 @@ pub(crate) struct Served {
     pub(crate) template: Option<ChatTemplate>,
     /// The checkpoint's end-of-sequence ids.
     pub(crate) eos_token_ids: Vec<u32>,
+    /// Counted in its replies; a reply goes by those of its start.
+    pub(crate) watch_words: RwLock<Arc<WatchWords>>,
     /// Labels of its metrics.
     pub(crate) labels: Labels,
+    /// Its memory.
+    pub(crate) _memory: Reservation,
     /// Its engine is measured while it is served.
     pub(crate) _observed: EngineRegistration,
 }
@@ -39,6 +47,19 @@ impl Served {
     /// `model@revision`.
     pub(crate) fn name(&self) -> String {
         format!("{}@{}", self.model, self.revision)
+    }
+
+    /// The words to count from now on.
+    pub(crate) fn watch_words(&self) -> Arc<WatchWords> {
+        self.watch_words
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Counts these words in replies that start from now on.
+    pub(crate) fn watch(&self, words: Arc<WatchWords>) {
+        *self.watch_words.write().unwrap_or_else(PoisonError::into_inner) = words;
     }
 
     /// Renders and tokenizes; takes milliseconds for long texts.
@@ -77,26 +98,48 @@ impl Served {
     }
 }
 
-/// All of them, in the order of the command line. Clones share the list.
+/// All of them: those of the command line in its order, then those that were placed. Clones share the list.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Catalogue(Arc<RwLock<Vec<Arc<Served>>>>);
+pub(crate) struct Catalogue {
+    list: Arc<RwLock<Vec<Arc<Served>>>>,
+    /// Counts the changes.
+    changes: watch::Sender<u64>,
+}
 
 impl Catalogue {
     pub(crate) fn all(&self) -> Vec<Arc<Served>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.list.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Every change from now on.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.all().is_empty()
     }
 
     pub(crate) fn add(&self, served: Arc<Served>) {
-        self.0
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(served);
+        self.write().push(served);
+        self.changes.send_modify(|changes| *changes += 1);
     }
 
     /// Takes a revision out; its engine ends with its last request.
     pub(crate) fn remove(&self, model: &str, revision: &str) {
-        let mut list = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        list.retain(|served| served.model != model || served.revision != revision);
+        self.write()
+            .retain(|served| served.model != model || served.revision != revision);
+        self.changes.send_modify(|changes| *changes += 1);
+    }
+
+    /// The revision of exactly this name.
+    pub(crate) fn get(&self, model: &str, revision: &str) -> Option<Arc<Served>> {
+        let mut all = self.all().into_iter();
+        all.find(|served| served.model == model && served.revision == revision)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Vec<Arc<Served>>> {
+        self.list.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The revision to serve: `revision` of `model`, or the model's first. An empty `model` is the only one.

@@ -2,16 +2,17 @@
 
 use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
-use crate::{Config, Dtype, RunnerKind};
+use crate::{Config, Dtype, MemoryBudget, RunnerKind, source::SourceConfig};
 
-/// A revision of a model to serve, and where its checkpoint is: `NAME@REVISION=PATH`.
+/// A revision of a model to serve, and where its checkpoint is: `NAME@REVISION=PATH_OR_URI`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelSpec {
     /// Name of the model, e.g. `demo`.
     pub model: String,
     /// Name of the revision, e.g. `v1`.
     pub revision: String,
-    /// Directory of the checkpoint in Hugging Face layout. Empty with the fake runner, which needs none.
+    /// Directory of the checkpoint in Hugging Face layout, or a [`source`](crate::source::Source) that is fetched,
+    /// such as `hf://owner/name`. Empty with the fake runner, which needs none.
     pub path: PathBuf,
 }
 
@@ -82,8 +83,11 @@ enum DtypeName {
 #[derive(Debug, Clone, clap::Parser)]
 #[command(version)]
 pub struct Args {
-    /// A revision to serve: a checkpoint directory in Hugging Face layout (repeatable)
-    #[arg(long = "model", value_name = "NAME@REVISION=PATH", required = true)]
+    /// A revision to serve: a checkpoint directory in Hugging Face layout, or hf://, s3:// or https:// with
+    /// --data-dir (repeatable)
+    ///
+    /// Others come and go as the control plane places them here.
+    #[arg(long = "model", value_name = "NAME@REVISION=PATH_OR_URI")]
     models: Vec<ModelSpec>,
 
     /// gRPC and HTTP
@@ -127,6 +131,19 @@ pub struct Args {
     )]
     etcd: Vec<String>,
 
+    /// Control planes that place revisions here, separated by commas [default: whichever leads, as etcd says]
+    #[arg(
+        long,
+        value_name = "ADDRS",
+        value_delimiter = ',',
+        env = "PENSTOCK_CONTROL_PLANE"
+    )]
+    control_plane: Vec<String>,
+
+    /// Keeps what is placed here, for a restart without a control plane, and checkpoints that were fetched
+    #[arg(long, value_name = "DIR", env = "PENSTOCK_WORKER_DATA_DIR")]
+    data_dir: Option<PathBuf>,
+
     /// What runs the models
     #[arg(long, value_enum, default_value = "candle")]
     runner: Runner,
@@ -146,6 +163,10 @@ pub struct Args {
     /// Memory for the KV of each revision, e.g. 512MiB [default: all that can be needed, up to 1GiB]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     kv_memory: Option<u64>,
+
+    /// Memory for the weights and KV of all revisions, e.g. 8GiB [default: what the machine or container has]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    memory_limit: Option<u64>,
 
     /// Sequences that run at once, per revision
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
@@ -198,6 +219,10 @@ impl Args {
             }),
             page_size: self.page_size as usize,
             kv_memory_bytes: self.kv_memory,
+            memory: MemoryBudget::new(self.memory_limit),
+            control_planes: self.control_plane,
+            source: SourceConfig::from_env(),
+            data_dir: self.data_dir,
             max_running: self.max_running as usize,
             max_waiting: self.max_waiting as usize,
             max_batch_tokens: self.max_batch_tokens as usize,

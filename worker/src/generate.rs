@@ -7,6 +7,7 @@ mod relay;
 mod repetition;
 mod reply;
 mod request;
+mod watch_words;
 
 use std::{pin::Pin, sync::Arc, time::Instant};
 
@@ -28,6 +29,7 @@ use relay::Relay;
 use reply::Reply;
 use request::Generation;
 pub(crate) use request::{Input, Violation};
+pub(crate) use watch_words::WatchWords;
 
 /// Texts above this length are tokenized off the async threads; shorter ones take less than a millisecond.
 const LONG_TEXT_BYTES: usize = 4096;
@@ -205,6 +207,7 @@ fn compose(
         stop_token_ids.clone(),
         logprobs,
     );
+    reply.watch(served.watch_words());
     if generation.echo {
         reply.echo(&prompt.ids, &served.prompt_text(&prompt));
     }

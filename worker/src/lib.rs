@@ -7,13 +7,18 @@
 //! client ◀─ chunks ◀─ usage, stats ◀─ stop strings ◀─ detokenize
 //! ```
 //!
+//! Revisions come from the command line, and, while it serves, from the control plane's placement.
+//!
 //! It refuses to decide who gets which revision: that is the gateway's. It never samples or schedules: that
 //! is the engine's. It serves on when the store is down.
 
 mod catalogue;
 pub mod config;
 mod generate;
+mod late_store;
 mod load;
+mod memory;
+mod placement;
 mod ports;
 pub mod progress;
 mod readiness;
@@ -21,13 +26,15 @@ mod registration;
 mod server;
 pub mod source;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use penstock_store::Store;
 use penstock_telemetry::Metrics;
 
 pub use config::{ModelSpec, ModelSpecError};
+pub use late_store::{ConnectFn, LateStore};
 pub use load::{LoadError, LoadErrorKind};
+pub use memory::{MemoryBudget, MemoryError};
 pub use penstock_model::Dtype;
 pub use progress::{LoadProgress, ObserveLoad};
 pub use readiness::Readiness;
@@ -49,8 +56,15 @@ pub struct Config {
     pub region: String,
     /// Where it registers.
     pub store: Arc<dyn Store>,
-    /// What it serves. A request without a pin gets a model's first revision.
+    /// Addresses of the control planes that place revisions here; where there is none, the leader is found under
+    /// its key in the store.
+    pub control_planes: Vec<String>,
+    /// What it serves whatever is placed here. A request without a pin gets a model's first revision.
     pub models: Vec<ModelSpec>,
+    /// How checkpoints that lie elsewhere are reached.
+    pub source: source::SourceConfig,
+    /// Keeps the last placement for a restart without a control plane, and what was fetched.
+    pub data_dir: Option<PathBuf>,
     /// What runs them.
     pub runner: RunnerKind,
     /// Number format of weights and KV; by default the loader chooses.
@@ -59,6 +73,8 @@ pub struct Config {
     pub page_size: usize,
     /// Memory for the KV of each revision; by default what `max_running` whole contexts take, up to 1 GiB.
     pub kv_memory_bytes: Option<u64>,
+    /// Memory for the weights and KV of all revisions; shared by the workers of a process.
+    pub memory: MemoryBudget,
     /// Sequences that run at once, per revision.
     pub max_running: usize,
     /// Sequences that wait at most, per revision.
@@ -95,11 +111,15 @@ impl Config {
             advertise: None,
             region: String::new(),
             store,
+            control_planes: Vec::new(),
             models,
+            source: source::SourceConfig::default(),
+            data_dir: None,
             runner: RunnerKind::Candle,
             dtype: None,
             page_size: 16,
             kv_memory_bytes: None,
+            memory: MemoryBudget::default(),
             max_running: 64,
             max_waiting: 256,
             max_batch_tokens: 512,

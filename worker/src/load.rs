@@ -1,6 +1,10 @@
 //! Loading revisions and starting their engines.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, RwLock},
+    time::Duration,
+};
 
 use penstock_engine::{CandleRunner, Engine, EngineConfig, EngineError, FakeConfig, FakeRunner, Runner};
 use penstock_model::{CacheLayout, LoadOptions, Model, ModelConfig};
@@ -8,8 +12,11 @@ use penstock_telemetry::instruments::{EngineObservation, Served as Labels, Worke
 use penstock_text::{ChatTemplate, TextError, Tokenizer};
 
 use crate::{
-    Config, LoadProgress, ModelSpec, RunnerKind,
-    catalogue::{Catalogue, Served},
+    Config, Dtype, LoadProgress, MemoryError, ModelSpec, RunnerKind,
+    catalogue::Served,
+    memory::{Need, Reservation},
+    progress::ObserveLoad,
+    source::{FetchError, FetchProgress, Source, SourceError, fetch},
 };
 
 /// KV memory of a revision where none is given, at most.
@@ -38,6 +45,15 @@ pub enum LoadErrorKind {
     /// There is no such directory.
     #[error("there is no such directory")]
     NoDirectory,
+    /// Its source cannot be read.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// There is no place for what would be fetched.
+    #[error("a checkpoint that is fetched needs a place: give --data-dir DIR")]
+    NoDataDir,
+    /// Its source cannot be fetched.
+    #[error("it cannot be fetched")]
+    Fetch(#[source] Box<FetchError>),
     /// Tokenizer or chat template.
     #[error(transparent)]
     Text(#[from] TextError),
@@ -55,32 +71,96 @@ pub enum LoadErrorKind {
         /// Bytes of a page.
         page: u64,
     },
+    /// Another checkpoint than the one asked for.
+    #[error("the checkpoint has digest {found}, the placement asks for {expected}")]
+    Digest {
+        /// Digest that was asked for.
+        expected: String,
+        /// Digest of the checkpoint.
+        found: String,
+    },
+    /// There is no room for it.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
     /// The loading thread panicked or could not start.
     #[error("the loading thread failed: {0}")]
     Thread(String),
 }
 
-/// Loads every revision, one after the other, and puts it into the catalogue. Gives the device that they run
-/// on. Loading goes on behind a future that is dropped, but its result is then lost.
-pub(crate) async fn all(
-    config: &Config,
-    catalogue: Catalogue,
-    metrics: WorkerMetrics,
-) -> Result<String, LoadError> {
-    let mut device = String::new();
-    for spec in &config.models {
-        let (config, spec, metrics) = (config.clone(), spec.clone(), metrics.clone());
-        let progress = config.progress.clone();
-        let name = spec.clone();
-        let loaded = on_thread(&name, move || revision(&config, spec, metrics)).await?;
-        device = loaded.device;
-        catalogue.add(Arc::new(loaded.served));
-        tracing::info!(revision = %name, device, "revision loaded");
-        if let Some(progress) = progress {
-            progress.ready(&name.model, &name.revision);
-        }
+impl LoadErrorKind {
+    /// Whether memory is what lacks.
+    pub(crate) fn is_out_of_memory(&self) -> bool {
+        matches!(
+            self,
+            Self::Memory(_) | Self::Model(penstock_model::LoadError::Cache { .. })
+        )
     }
-    Ok(device)
+}
+
+/// Gives the directory of a checkpoint; one that lies elsewhere is fetched first. The fake runner has none.
+/// `digest` is empty where it is not known.
+pub(crate) async fn locate(
+    config: &Config,
+    spec: &ModelSpec,
+    digest: &str,
+    progress: impl Fn(FetchProgress) + Send + Sync,
+) -> Result<PathBuf, LoadError> {
+    let path = match config.runner {
+        RunnerKind::Fake { .. } => Ok(spec.path.clone()),
+        RunnerKind::Candle => find(config, &spec.path, digest, &progress).await,
+    };
+    path.map_err(|source| LoadError {
+        spec: spec.clone(),
+        source,
+    })
+}
+
+async fn find(
+    config: &Config,
+    path: &Path,
+    digest: &str,
+    progress: &(dyn Fn(FetchProgress) + Send + Sync),
+) -> Result<PathBuf, LoadErrorKind> {
+    // What is no Unicode can only be a path.
+    let Some(text) = path.to_str() else {
+        return Ok(path.to_owned());
+    };
+    let source: Source = text.parse()?;
+    // Loading checks the digest of what is here; there is no need to read it twice.
+    if let Some(directory) = source.directory() {
+        return Ok(directory.to_owned());
+    }
+    let data_dir = config.data_dir.as_ref().ok_or(LoadErrorKind::NoDataDir)?;
+    let expected = Some(digest).filter(|digest| !digest.is_empty());
+    let cache = data_dir.join("checkpoints");
+    fetch(&source, &config.source, &cache, expected, progress)
+        .await
+        .map_err(|error| LoadErrorKind::Fetch(Box::new(error)))
+}
+
+/// What to load.
+pub(crate) struct Request {
+    pub(crate) spec: ModelSpec,
+    /// Digest that the checkpoint must have, or empty.
+    pub(crate) digest: String,
+    /// Is told how far loading is, beside the configuration's own observer.
+    pub(crate) observer: Arc<dyn ObserveLoad>,
+    pub(crate) metrics: WorkerMetrics,
+}
+
+/// Loads a revision on a thread of its own and starts its engine. Loading goes on behind a future that is
+/// dropped, but its result is then lost.
+pub(crate) async fn load(config: &Config, request: Request) -> Result<Arc<Served>, LoadError> {
+    let (config, spec) = (config.clone(), request.spec.clone());
+    let (budget, progress) = (config.memory.clone(), config.progress.clone());
+    let served = on_thread(&spec, move || revision(&config, request)).await?;
+    let device = &served.engine.runner().device;
+    tracing::info!(revision = %spec, device, digest = served.digest, "revision loaded");
+    tracing::info!("memory:\n{}", budget.table());
+    if let Some(progress) = progress {
+        progress.ready(&spec.model, &spec.revision);
+    }
+    Ok(Arc::new(served))
 }
 
 /// Runs `work` on a thread of its own, which, unlike the runtime's, does not hold up the end of the process.
@@ -107,17 +187,12 @@ async fn on_thread<T: Send + 'static>(
     })
 }
 
-struct Loaded {
-    served: Served,
-    device: String,
-}
-
-fn revision(config: &Config, spec: ModelSpec, metrics: WorkerMetrics) -> Result<Loaded, LoadErrorKind> {
+fn revision(config: &Config, request: Request) -> Result<Served, LoadErrorKind> {
+    let spec = &request.spec;
     let parts = match config.runner {
-        RunnerKind::Candle => candle(config, &spec)?,
-        RunnerKind::Fake { pace } => fake(config, &spec, pace)?,
+        RunnerKind::Candle => candle(config, &request)?,
+        RunnerKind::Fake { pace } => fake(config, &request, pace)?,
     };
-    let device = parts.runner.describe().device;
     let engine = Engine::start(
         EngineConfig {
             name: spec.to_string(),
@@ -132,20 +207,22 @@ fn revision(config: &Config, spec: ModelSpec, metrics: WorkerMetrics) -> Result<
     )?;
     let observed = {
         let engine = engine.clone();
-        metrics.register_engine(&spec.model, &spec.revision, move || observe(&engine))
+        let register = request.metrics;
+        register.register_engine(&spec.model, &spec.revision, move || observe(&engine))
     };
-    let served = Served {
+    Ok(Served {
         labels: Labels::new(&spec.model, &spec.revision),
-        model: spec.model,
-        revision: spec.revision,
+        model: spec.model.clone(),
+        revision: spec.revision.clone(),
         digest: parts.digest,
         engine,
         tokenizer: Arc::new(parts.tokenizer),
         template: parts.template,
         eos_token_ids: parts.eos_token_ids,
+        watch_words: RwLock::default(),
+        _memory: parts.memory,
         _observed: observed,
-    };
-    Ok(Loaded { served, device })
+    })
 }
 
 /// What a runner's kind decides.
@@ -156,9 +233,11 @@ struct Parts {
     tokenizer: Tokenizer,
     template: Option<ChatTemplate>,
     eos_token_ids: Vec<u32>,
+    memory: Reservation,
 }
 
-fn candle(config: &Config, spec: &ModelSpec) -> Result<Parts, LoadErrorKind> {
+fn candle(config: &Config, request: &Request) -> Result<Parts, LoadErrorKind> {
+    let spec = &request.spec;
     let dir: &Path = &spec.path;
     if !dir.is_dir() {
         return Err(LoadErrorKind::NoDirectory);
@@ -178,8 +257,14 @@ fn candle(config: &Config, spec: &ModelSpec) -> Result<Parts, LoadErrorKind> {
     let per_token = Model::kv_bytes_per_token(&model_config, config.dtype) as u64;
     let num_pages = num_pages(config, per_token, model_config.max_position_embeddings)?;
     let digest = penstock_model::manifest_digest(dir)?;
+    check_digest(request, &digest)?;
+    let need = Need {
+        weights: weight_bytes(dir, config.dtype, &model_config),
+        kv: (num_pages * config.page_size) as u64 * per_token,
+    };
+    let memory = config.memory.reserve(spec.to_string(), need)?;
     let report = |progress: penstock_model::LoadProgress| {
-        if let Some(observer) = &config.progress {
+        for observer in config.progress.iter().chain([&request.observer]) {
             observer.loaded(LoadProgress {
                 model: &spec.model,
                 revision: &spec.revision,
@@ -208,10 +293,32 @@ fn candle(config: &Config, spec: &ModelSpec) -> Result<Parts, LoadErrorKind> {
         tokenizer,
         template,
         eos_token_ids,
+        memory,
     })
 }
 
-fn fake(config: &Config, spec: &ModelSpec, pace: Duration) -> Result<Parts, LoadErrorKind> {
+fn check_digest(request: &Request, found: &str) -> Result<(), LoadErrorKind> {
+    if request.digest.is_empty() || request.digest == found {
+        return Ok(());
+    }
+    Err(LoadErrorKind::Digest {
+        expected: request.digest.clone(),
+        found: found.to_owned(),
+    })
+}
+
+/// Bytes that the weights will take. A checkpoint that does not say how wide its elements are may have the
+/// narrowest.
+fn weight_bytes(dir: &Path, dtype: Option<Dtype>, model: &ModelConfig) -> u64 {
+    let width = |dtype: Dtype| match dtype {
+        Dtype::F32 => 4,
+        Dtype::Bf16 => 2,
+    };
+    let kept = dtype.unwrap_or_else(|| model.default_dtype());
+    Need::weights(dir, width(kept), model.checkpoint_dtype.map_or(2, width))
+}
+
+fn fake(config: &Config, request: &Request, pace: Duration) -> Result<Parts, LoadErrorKind> {
     let tokenizer = Tokenizer::bytes();
     let runner = FakeRunner::new(FakeConfig {
         vocab_size: tokenizer.vocab_size(),
@@ -219,10 +326,12 @@ fn fake(config: &Config, spec: &ModelSpec, pace: Duration) -> Result<Parts, Load
         pace,
         ..FakeConfig::default()
     });
+    let spec = &request.spec;
     // One digest per name, so that fakes of several workers agree.
     let digest = blake3::hash(format!("penstock fake runner {spec}").as_bytes())
         .to_hex()
         .to_string();
+    check_digest(request, &digest)?;
     Ok(Parts {
         runner: Box::new(runner),
         num_pages: (config.max_running * FAKE_CONTEXT).div_ceil(config.page_size),
@@ -230,6 +339,7 @@ fn fake(config: &Config, spec: &ModelSpec, pace: Duration) -> Result<Parts, Load
         tokenizer,
         template: Some(ChatTemplate::from_source(FAKE_TEMPLATE)?),
         eos_token_ids: Vec::new(),
+        memory: config.memory.reserve(spec.to_string(), Need::default())?,
     })
 }
 

@@ -54,11 +54,26 @@ async fn serve(
 
 #[cfg(feature = "etcd")]
 async fn open_store(args: &Args) -> anyhow::Result<Arc<dyn penstock_store::Store>> {
-    use anyhow::Context as _;
-    let store = penstock_store::etcd::EtcdStore::connect(args.etcd())
-        .await
-        .with_context(|| format!("cannot use etcd at {}", args.etcd().join(", ")))?;
-    Ok(Arc::new(store))
+    use penstock_store::{Store, StoreError, etcd::EtcdStore};
+
+    let endpoints = args.etcd().to_vec();
+    let connect = move || {
+        let endpoints = endpoints.clone();
+        async move {
+            let store: Arc<dyn Store> = Arc::new(EtcdStore::connect(&endpoints).await?);
+            Ok::<_, StoreError>(store)
+        }
+    };
+    match connect().await {
+        Ok(store) => Ok(store),
+        Err(error) if error.is_retryable() => {
+            tracing::warn!(%error, "serving without etcd until it is there");
+            Ok(Arc::new(worker::LateStore::new(Box::new(move || {
+                Box::pin(connect())
+            }))))
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 #[cfg(not(feature = "etcd"))]

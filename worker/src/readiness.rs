@@ -19,6 +19,8 @@ const SERVICE: &str = "penstock.v1.Inference";
 pub enum Readiness {
     /// Checkpoints are being loaded.
     Loading,
+    /// Nothing is served: a placement is waited for.
+    Empty,
     /// Requests are taken.
     Serving,
     /// No new requests; running ones finish.
@@ -31,6 +33,7 @@ impl fmt::Display for Readiness {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Loading => f.write_str("loading its models"),
+            Self::Empty => f.write_str("serving no revision: waiting for a placement"),
             Self::Serving => f.write_str("serving"),
             Self::Draining => f.write_str("draining"),
             Self::Stalled(engine) => write!(f, "stalled: the engine of {engine} completes no step"),
@@ -56,9 +59,19 @@ impl ReadinessGate {
         self.0.borrow().clone()
     }
 
-    /// Models are loaded. A worker that was told to drain meanwhile keeps draining.
-    pub(crate) fn loaded(&self) {
-        self.change(|now| (*now == Readiness::Loading).then_some(Readiness::Serving));
+    /// The command line's models are loaded. A worker that was told to drain meanwhile keeps draining.
+    pub(crate) fn loaded(&self, any: bool) {
+        let next = if any { Readiness::Serving } else { Readiness::Empty };
+        self.change(|now| (*now == Readiness::Loading).then_some(next));
+    }
+
+    /// Whether there is any revision to serve has changed.
+    pub(crate) fn serves(&self, any: bool) {
+        self.change(|now| match (now, any) {
+            (Readiness::Empty, true) => Some(Readiness::Serving),
+            (Readiness::Serving | Readiness::Stalled(_), false) => Some(Readiness::Empty),
+            _ => None,
+        });
     }
 
     /// There is no way back from draining.
@@ -108,14 +121,20 @@ pub(crate) async fn report(
     }
 }
 
-/// Asks the engines until `stop` whether they make progress: a server that hangs must not call itself
-/// healthy.
+/// Asks until `stop` whether there is anything to serve and whether the engines make progress: a server that
+/// hangs must not call itself healthy.
 pub(crate) async fn watch_progress(catalogue: Catalogue, gate: ReadinessGate, stop: CancellationToken) {
+    let mut changes = catalogue.changes();
     let mut ticks = tokio::time::interval(WATCH_EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            _ = ticks.tick() => gate.observed(catalogue.stalled()),
+            _ = ticks.tick() => {
+                gate.observed(catalogue.stalled());
+                gate.serves(!catalogue.is_empty());
+            }
+            // The catalogue outlives this loop, which has a clone of it.
+            Ok(()) = changes.changed() => gate.serves(!catalogue.is_empty()),
             () = stop.cancelled() => return,
         }
     }
@@ -129,7 +148,8 @@ mod tests {
     fn draining_is_final() {
         let gate = ReadinessGate::new();
         gate.drain();
-        gate.loaded();
+        gate.loaded(true);
+        gate.serves(false);
         gate.observed(Some("demo@v1".into()));
         gate.observed(None);
         assert_eq!(gate.get(), Readiness::Draining);
@@ -140,10 +160,23 @@ mod tests {
         let gate = ReadinessGate::new();
         gate.observed(Some("demo@v1".into()));
         assert_eq!(gate.get(), Readiness::Loading);
-        gate.loaded();
+        gate.loaded(true);
         gate.observed(Some("demo@v1".into()));
         assert_eq!(gate.get(), Readiness::Stalled("demo@v1".into()));
         gate.observed(None);
         assert_eq!(gate.get(), Readiness::Serving);
+    }
+
+    #[test]
+    fn a_worker_without_revisions_is_not_ready_until_it_has_one() {
+        let gate = ReadinessGate::new();
+        gate.serves(true);
+        assert_eq!(gate.get(), Readiness::Loading);
+        gate.loaded(false);
+        assert_eq!(gate.get(), Readiness::Empty);
+        gate.serves(true);
+        assert_eq!(gate.get(), Readiness::Serving);
+        gate.serves(false);
+        assert_eq!(gate.get(), Readiness::Empty);
     }
 }

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     catalogue::{Catalogue, Served},
+    placement::{Board, RevisionName},
     readiness::Readiness,
 };
 
@@ -24,7 +25,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RegistrationError {
-    /// Every revision that it serves is published with another digest.
+    /// Every revision that its command line names is published with another digest.
     #[error("nothing is left to serve: {}", reasons.join("; "))]
     NothingLeft {
         /// Why each revision was refused.
@@ -41,8 +42,8 @@ enum AttemptError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Commit(#[from] CommitError),
-    #[error("{0} vanished while it was read")]
-    Vanished(Key),
+    #[error("{0} changed while it was read")]
+    Changed(Key),
     #[error("{key} cannot be read: {error}")]
     Unreadable { key: String, error: serde_json::Error },
     #[error("the store did not answer within {STORE_TIMEOUT:?}")]
@@ -52,9 +53,13 @@ enum AttemptError {
 /// Keeps the worker registered.
 pub(crate) struct Registration {
     pub(crate) store: Arc<dyn Store>,
-    /// Everything but the revisions and the state of draining.
+    /// Everything but the revisions, the device and the state of draining.
     pub(crate) record: WorkerRecord,
     pub(crate) catalogue: Catalogue,
+    /// Is told what is refused.
+    pub(crate) board: Board,
+    /// What the command line names: a worker all of which is refused is a mistake of its operator's.
+    pub(crate) own: Vec<RevisionName>,
     pub(crate) readiness: watch::Receiver<Readiness>,
 }
 
@@ -68,6 +73,7 @@ impl Registration {
     ) -> Result<(), RegistrationError> {
         let mut pause = FIRST_PAUSE;
         let mut failures = 0_u32;
+        let mut changes = self.catalogue.changes();
         while !stop.is_cancelled() {
             let attempt = tokio::select! {
                 attempt = tokio::time::timeout(STORE_TIMEOUT, self.register()) => attempt,
@@ -78,7 +84,10 @@ impl Registration {
                     tracing::info!(id = self.record.id, address = self.record.address, "registered");
                     attempted.cancel();
                     (pause, failures) = (FIRST_PAUSE, 0);
-                    self.hold(lease, &stop).await;
+                    if self.hold(&lease, &mut changes, &stop).await {
+                        self.deregister(lease).await;
+                        break;
+                    }
                 }
                 Err(AttemptError::Fatal(error)) => return Err(error),
                 Err(error) => {
@@ -99,20 +108,30 @@ impl Registration {
 
     /// One attempt: publish what is new, refuse what differs, write the record.
     async fn register(&mut self) -> Result<Lease, AttemptError> {
-        let mut reasons = Vec::new();
-        for served in self.catalogue.all() {
-            if let Some(reason) = self.publish(&served).await? {
-                tracing::error!(revision = served.name(), reason, "revision refused");
-                self.catalogue.remove(&served.model, &served.revision);
-                reasons.push(reason);
-            }
-        }
-        if self.catalogue.all().is_empty() {
-            return Err(RegistrationError::NothingLeft { reasons }.into());
-        }
+        self.publish_all().await?;
         let lease = self.store.grant_lease(LEASE_TTL).await?;
         self.write(&lease).await?;
         Ok(lease)
+    }
+
+    /// Publishes what is new and takes out of the catalogue what differs from what is published.
+    async fn publish_all(&self) -> Result<(), AttemptError> {
+        let mut reasons = Vec::new();
+        for served in self.catalogue.all() {
+            let Some(reason) = self.publish(&served).await? else {
+                continue;
+            };
+            let name = RevisionName::from(&*served);
+            self.board.failed(&name, reason.clone());
+            self.catalogue.remove(&served.model, &served.revision);
+            if self.own.contains(&name) {
+                reasons.push(reason);
+            }
+        }
+        if !reasons.is_empty() && self.catalogue.is_empty() {
+            return Err(RegistrationError::NothingLeft { reasons }.into());
+        }
+        Ok(())
     }
 
     /// Makes a revision known, unless it is already. Gives the reason if another checkpoint has its name.
@@ -128,11 +147,20 @@ impl Registration {
             published_ms: crate::now_ms(),
             ..PublishedRevision::default()
         };
-        if let Some(published) = self.published(&key).await? {
-            return Ok(differs(served, &published));
-        }
+        let (precondition, value) = match self.published(&key).await? {
+            None => (Precondition::Absent(key.clone()), value),
+            // An operator published it and left the digest to the first worker that has the checkpoint.
+            Some((published, revision)) if published.digest.is_empty() => {
+                let value = PublishedRevision {
+                    digest: served.digest.clone(),
+                    ..published
+                };
+                (Precondition::ModRevision(key.clone(), revision), value)
+            }
+            Some((published, _)) => return Ok(differs(served, &published)),
+        };
         let transaction = Transaction {
-            preconditions: vec![Precondition::Absent(key.clone())],
+            preconditions: vec![precondition],
             operations: vec![Operation::Put {
                 key: key.clone(),
                 value: json(&value),
@@ -148,21 +176,23 @@ impl Registration {
                 );
                 Ok(None)
             }
-            // Another worker was first: its digest counts.
-            Err(CommitError::Conflict { .. }) => {
-                let published = self.published(&key).await?.ok_or(AttemptError::Vanished(key))?;
-                Ok(differs(served, &published))
-            }
+            // Somebody else was first: the digest that is there counts. Where there is still none, as after
+            // another change by an operator, the next attempt writes it.
+            Err(CommitError::Conflict { .. }) => match self.published(&key).await? {
+                Some((published, _)) if !published.digest.is_empty() => Ok(differs(served, &published)),
+                _ => Err(AttemptError::Changed(key)),
+            },
             Err(error) => Err(error.into()),
         }
     }
 
-    async fn published(&self, key: &Key) -> Result<Option<PublishedRevision>, AttemptError> {
+    /// What is published under a key, and the store's revision of it.
+    async fn published(&self, key: &Key) -> Result<Option<(PublishedRevision, u64)>, AttemptError> {
         let Some(entry) = self.store.get(key).await? else {
             return Ok(None);
         };
         serde_json::from_slice(&entry.value)
-            .map(Some)
+            .map(|published| Some((published, entry.mod_revision)))
             .map_err(|error| AttemptError::Unreadable {
                 key: key.to_string(),
                 error,
@@ -177,7 +207,11 @@ impl Registration {
             digest: served.digest.clone(),
             context_length: u32::try_from(served.engine.context_length()).unwrap_or(u32::MAX),
         };
-        self.record.revisions = self.catalogue.all().iter().map(revision).collect();
+        let all = self.catalogue.all();
+        self.record.revisions = all.iter().map(revision).collect();
+        if let Some(first) = all.first() {
+            self.record.device.clone_from(&first.engine.runner().device);
+        }
         self.record.draining = *self.readiness.borrow_and_update() == Readiness::Draining;
         let transaction = Transaction {
             preconditions: Vec::new(),
@@ -191,27 +225,51 @@ impl Registration {
         Ok(())
     }
 
-    /// Returns when the lease is lost, or, with the entry taken out, at `stop`.
-    async fn hold(&mut self, lease: Lease, stop: &CancellationToken) {
+    /// Keeps the record up to date until `stop`, then true; false when the lease is lost or the record cannot be
+    /// written under it, so that the worker has to register again.
+    async fn hold(
+        &mut self,
+        lease: &Lease,
+        changes: &mut watch::Receiver<u64>,
+        stop: &CancellationToken,
+    ) -> bool {
+        let mut failures = 0;
         loop {
             tokio::select! {
                 () = lease.lost() => {
                     tracing::warn!(id = self.record.id, "the lease is lost; registering again");
-                    return;
+                    return false;
                 }
-                () = stop.cancelled() => break,
-                changed = self.readiness.changed() => {
-                    if changed.is_err() {
-                        break;
-                    }
-                    // Told to drain through the operations port: the list says so, gateways go elsewhere.
-                    let written = tokio::time::timeout(STORE_TIMEOUT, self.write(&lease)).await;
-                    if let Err(error) = written.unwrap_or(Err(AttemptError::Timeout)) {
-                        tracing::warn!(error = &error as &dyn std::error::Error, "cannot tell of draining");
-                    }
-                }
+                () = stop.cancelled() => return true,
+                // Revisions came or went.
+                Ok(()) = changes.changed() => {}
+                // Told to drain through the operations port, for one: gateways go elsewhere.
+                Ok(()) = self.readiness.changed() => {}
+            }
+            let written = tokio::time::timeout(STORE_TIMEOUT, self.rewrite(lease)).await;
+            let Err(error) = written.unwrap_or(Err(AttemptError::Timeout)) else {
+                failures = 0;
+                continue;
+            };
+            tell(&error, failures);
+            failures += 1;
+            // The record must not outlive what it says by more than a moment.
+            tokio::select! {
+                () = tokio::time::sleep(FIRST_PAUSE) => changes.mark_changed(),
+                () = stop.cancelled() => return true,
             }
         }
+    }
+
+    async fn rewrite(&mut self, lease: &Lease) -> Result<(), AttemptError> {
+        match self.publish_all().await {
+            // A revision that was placed and refused is out of the catalogue; nobody is to end for it.
+            Ok(()) | Err(AttemptError::Fatal(_)) => self.write(lease).await,
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn deregister(&self, lease: Lease) {
         match tokio::time::timeout(STORE_TIMEOUT, lease.revoke()).await {
             Ok(Ok(())) => tracing::info!(id = self.record.id, "deregistered"),
             Ok(Err(error)) => tracing::warn!(

@@ -1,10 +1,11 @@
 //! Binding, serving and draining.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use penstock_plan::WorkerRecord;
+use penstock_proto::v1::revision_state::State;
 use penstock_telemetry::instruments::WorkerMetrics;
-use tokio::{net::TcpListener, sync::watch};
+use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -12,9 +13,11 @@ use crate::{
     catalogue::Catalogue,
     generate::InferenceService,
     load,
+    placement::{Board, Link, Reconciler, RevisionName},
     ports::Ports,
     readiness::{Readiness, ReadinessGate},
     registration::Registration,
+    source::FetchProgress,
 };
 
 /// Why a worker cannot be built.
@@ -41,9 +44,6 @@ pub enum BuildError {
     /// The worker's name cannot be a key of the store.
     #[error("{0:?} cannot name a worker: give an --id of letters, digits and . _ - :")]
     Id(String),
-    /// There is nothing to serve.
-    #[error("no model to serve: give --model NAME@REVISION=PATH")]
-    NoModel,
     /// One revision is named twice.
     #[error("{0} is named twice")]
     Duplicate(ModelSpec),
@@ -159,48 +159,121 @@ impl Server {
         };
         let ports = Ports::open(listener, ops_listener, &service, config.metrics.clone());
         let record = record(&config, id, advertised, addresses);
-        let result = serve(&config, &service, metrics, record, &shutdown).await;
+        let board = Board::default();
+        let serving = Serving {
+            link: Link::new(&config, &record, board.clone()),
+            config: &config,
+            service: &service,
+            board: board.clone(),
+            metrics,
+            record,
+        };
+        let result = serving.run(&shutdown).await;
         if result.is_ok() {
             drained(&service.in_flight, config.drain_timeout).await;
         }
-        for served in service.catalogue.all() {
-            served.engine.shutdown();
-        }
+        board.shut_down();
         ports.close().await;
         result
     }
 }
 
-/// Loads and registers; returns when the worker is deregistered and takes no more requests.
-async fn serve(
-    config: &Config,
-    service: &InferenceService,
+/// A worker while it serves.
+struct Serving<'a> {
+    config: &'a Config,
+    service: &'a InferenceService,
+    board: Board,
+    link: Link,
     metrics: WorkerMetrics,
-    mut record: WorkerRecord,
+    record: WorkerRecord,
+}
+
+impl Serving<'_> {
+    /// Loads, registers and follows the placement; returns when the worker is deregistered and takes no more
+    /// requests.
+    async fn run(self, shutdown: &CancellationToken) -> Result<(), RunError> {
+        let Self {
+            config,
+            service,
+            board,
+            link,
+            metrics,
+            record,
+        } = self;
+        let stop = CancellationToken::new();
+        // Dropping the set ends what is left in it.
+        let mut tasks = JoinSet::new();
+        let reconciler = Reconciler::new(
+            config,
+            &record.id,
+            service.catalogue.clone(),
+            board.clone(),
+            metrics.clone(),
+            link.placed(),
+        );
+        tasks.spawn(link.run(stop.clone()));
+        tokio::select! {
+            loaded = load_own(config, &service.catalogue, &board, metrics) => loaded?,
+            () = shutdown.cancelled() => {
+                service.gate.drain();
+                return Ok(());
+            }
+        }
+        tasks.spawn(reconciler.run(stop.clone()));
+        let registration = Registration {
+            store: config.store.clone(),
+            record,
+            catalogue: service.catalogue.clone(),
+            board,
+            own: config.models.iter().map(RevisionName::from).collect(),
+            readiness: service.gate.subscribe(),
+        };
+        registered(registration, service, shutdown).await?;
+        // The control plane sees the stream end in good order.
+        stop.cancel();
+        while tasks.join_next().await.is_some() {}
+        Ok(())
+    }
+}
+
+/// Loads what the command line names, one after the other.
+async fn load_own(
+    config: &Config,
+    catalogue: &Catalogue,
+    board: &Board,
+    metrics: WorkerMetrics,
+) -> Result<(), LoadError> {
+    for spec in &config.models {
+        let name = RevisionName::from(spec);
+        board.enter(&name, State::Fetching);
+        let fetched = |at: FetchProgress| board.progress(&name, at.fetched_bytes, at.total_bytes);
+        let path = load::locate(config, spec, "", fetched).await?;
+        board.enter(&name, State::Loading);
+        let request = load::Request {
+            spec: ModelSpec { path, ..spec.clone() },
+            digest: String::new(),
+            observer: Arc::new(board.clone()),
+            metrics: metrics.clone(),
+        };
+        let served = load::load(config, request).await?;
+        board.loaded(&name, &served);
+        board.enter(&name, State::Serving);
+        catalogue.add(served);
+    }
+    Ok(())
+}
+
+/// Keeps the worker registered until `shutdown`, then out of the store.
+async fn registered(
+    registration: Registration,
+    service: &InferenceService,
     shutdown: &CancellationToken,
 ) -> Result<(), RunError> {
-    let loading = load::all(config, service.catalogue.clone(), metrics);
-    tokio::select! {
-        loaded = loading => {
-            let device = loaded?;
-            record.device = device;
-        }
-        () = shutdown.cancelled() => {
-            service.gate.drain();
-            return Ok(());
-        }
-    }
     let (attempted, deregister) = (CancellationToken::new(), CancellationToken::new());
-    let registration = Registration {
-        store: config.store.clone(),
-        record,
-        catalogue: service.catalogue.clone(),
-        readiness: service.gate.subscribe(),
-    };
     let mut registration = std::pin::pin!(registration.run(attempted.clone(), deregister.clone()));
     tokio::select! {
         ended = &mut registration => return Ok(ended?),
-        () = attempted.cancelled() => service.gate.loaded(),
+        () = attempted.cancelled() => service.gate.loaded(!service.catalogue.is_empty()),
         () = shutdown.cancelled() => {}
     }
     tokio::select! {
@@ -250,9 +323,6 @@ fn record(config: &Config, id: String, advertised: String, addresses: Addresses)
 }
 
 fn check_models(config: &Config) -> Result<(), BuildError> {
-    if config.models.is_empty() {
-        return Err(BuildError::NoModel);
-    }
     for (index, spec) in config.models.iter().enumerate() {
         let same = |other: &ModelSpec| other.model == spec.model && other.revision == spec.revision;
         if config.models[..index].iter().any(same) {

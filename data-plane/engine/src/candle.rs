@@ -52,12 +52,22 @@ impl Runner for CandleRunner {
     ) -> Result<(), RunnerError> {
         self.model
             .forward(batch, &mut self.logits)
-            .map_err(|error| RunnerError::Model(error.to_string()))?;
+            .map_err(|error| failure(error.to_string()))?;
         let rows = self.logits.chunks_exact_mut(self.model.config().vocab_size);
         for (row, (logits, request)) in rows.zip(samples).enumerate() {
             out.push(self.sampler.sample(row, logits, request));
         }
         Ok(())
+    }
+}
+
+/// Devices tell of memory that they lack in words alone.
+fn failure(reason: String) -> RunnerError {
+    let words = reason.to_lowercase();
+    if words.contains("out of memory") || words.contains("out_of_memory") {
+        RunnerError::OutOfMemory(reason)
+    } else {
+        RunnerError::Model(reason)
     }
 }
 
@@ -97,6 +107,13 @@ mod tests {
         sequence.sampling.temperature = 0.0;
         sequence.top_logprobs = Some(2);
         sequence
+    }
+
+    #[test]
+    fn memory_that_lacks_is_told_from_other_failures() {
+        let cuda = "a tensor operation failed: DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"no\")";
+        assert!(matches!(failure(cuda.into()), RunnerError::OutOfMemory(reason) if reason == cuda));
+        assert!(matches!(failure("invalid batch".into()), RunnerError::Model(_)));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, AtomicUsize, Ordering},
         mpsc,
     },
@@ -80,6 +80,8 @@ pub struct EngineStats {
     pub retractions: u64,
     /// Times that the engine found its bookkeeping broken, failed its sequences and dropped all KV.
     pub faults: u64,
+    /// Steps that failed because the device had no memory left for them.
+    pub out_of_memory: u64,
     /// When the last step ended.
     pub last_step_at: Option<Instant>,
     /// A step has been running for longer than `stall_after`.
@@ -91,7 +93,12 @@ pub struct EngineStats {
 pub struct Engine {
     shared: Arc<Shared>,
     submissions: mpsc::SyncSender<Running>,
+    end: EngineEnd,
 }
+
+/// Tells when an engine is gone: its last handle dropped, its thread ended, its model and KV freed.
+#[derive(Debug, Clone)]
+pub struct EngineEnd(Weak<()>);
 
 #[derive(Debug)]
 struct Shared {
@@ -165,6 +172,8 @@ impl Engine {
             published: Mutex::default(),
             config,
         });
+        let alive = Arc::new(());
+        let end = EngineEnd(Arc::downgrade(&alive));
         let mut thread = EngineThread {
             shared: shared.clone(),
             queue,
@@ -172,13 +181,18 @@ impl Engine {
             runner,
             batch: Batch::default(),
             sampled: Vec::new(),
+            _alive: alive,
         };
         thread.publish();
         thread::Builder::new()
             .name(name)
             .spawn(move || thread.run())
             .map_err(EngineError::Thread)?;
-        Ok(Self { shared, submissions })
+        Ok(Self {
+            shared,
+            submissions,
+            end,
+        })
     }
 
     /// Queues a sequence. Never blocks.
@@ -233,6 +247,11 @@ impl Engine {
         &self.shared.info
     }
 
+    /// Tells when it is gone, without keeping it.
+    pub fn end(&self) -> EngineEnd {
+        self.end.clone()
+    }
+
     /// Ends the thread; what is left fails with [`SequenceError::ShuttingDown`](crate::SequenceError).
     pub fn shutdown(&self) {
         self.shared.stopping.store(true, Ordering::Release);
@@ -268,6 +287,15 @@ impl Engine {
     }
 }
 
+// === impl EngineEnd ===
+
+impl EngineEnd {
+    /// Whether everything that the engine held is freed.
+    pub fn is_over(&self) -> bool {
+        self.0.strong_count() == 0
+    }
+}
+
 // === impl Shared ===
 
 impl Shared {
@@ -284,6 +312,8 @@ struct EngineThread {
     runner: Box<dyn Runner>,
     batch: Batch,
     sampled: Vec<Result<SampledToken, RunnerError>>,
+    /// The last field: it is dropped when everything above is freed.
+    _alive: Arc<()>,
 }
 
 impl EngineThread {
@@ -364,6 +394,7 @@ impl EngineThread {
         let expected = samples.len();
         drop(samples);
         let now = Instant::now();
+        let out_of_memory = matches!(result, Ok(Err(RunnerError::OutOfMemory(_))));
         let outcome = match result {
             Ok(Ok(())) if self.sampled.len() == expected => Ok(()),
             Ok(Ok(())) => Err("the runner yielded another number of tokens than asked for".into()),
@@ -377,6 +408,7 @@ impl EngineThread {
         let mut published = self.shared.published();
         published.step_started = None;
         published.stats.last_step_at = Some(now);
+        published.stats.out_of_memory += u64::from(out_of_memory);
     }
 
     fn note_admissions(&self, admitted: usize, now: Instant) {

@@ -42,7 +42,7 @@ mod stream;
 mod testing;
 
 pub use candle::CandleRunner;
-pub use engine::{Engine, EngineConfig, EngineError, EngineStats};
+pub use engine::{Engine, EngineConfig, EngineEnd, EngineError, EngineStats};
 pub use fake::{FakeConfig, FakeRunner};
 pub use penstock_model::Batch;
 pub use runner::{Runner, RunnerError, RunnerInfo, SampleRequest, SampledToken, TokenHistory};

@@ -83,6 +83,9 @@ pub enum RunnerError {
     /// The model failed.
     #[error("{0}")]
     Model(String),
+    /// The device has no memory left for the step.
+    #[error("out of memory: {0}")]
+    OutOfMemory(String),
     /// The model yields logits that are not numbers.
     #[error("the logits of row {row} are not numbers")]
     NotNumbers {

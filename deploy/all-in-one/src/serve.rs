@@ -48,7 +48,14 @@ async fn start(options: &Serve, metrics: &Metrics, parts: &mut Parts) -> Result<
     // Every port first: a busy one shows before anything is loaded.
     let control_plane = parts.control_plane(options, store.clone(), metrics).await?;
     let gateway = parts.gateway(options, control_plane, &data_dir, metrics).await?;
-    let workers = parts.workers(options, &models, store, metrics).await?;
+    let config = worker::Config {
+        control_planes: vec![format!("http://{control_plane}")],
+        source: worker::source::SourceConfig::from_env(),
+        data_dir: Some(data_dir.join("workers")),
+        metrics: metrics.clone(),
+        ..worker::Config::new(store, models.clone())
+    };
+    let workers = parts.workers(options, config).await?;
 
     let ready = async {
         let rollout = set_up(options, control_plane, &workers).await?;
@@ -139,13 +146,7 @@ impl Parts {
         Ok(addresses)
     }
 
-    async fn workers(
-        &mut self,
-        options: &Serve,
-        models: &[ModelSpec],
-        store: Arc<dyn Store>,
-        metrics: &Metrics,
-    ) -> Result<Vec<WorkerHandle>> {
+    async fn workers(&mut self, options: &Serve, shared: worker::Config) -> Result<Vec<WorkerHandle>> {
         let mut servers = Vec::new();
         for index in 0..u16::from(options.workers) {
             let listen = shifted(options.worker_listen, index * 10)?;
@@ -154,8 +155,7 @@ impl Parts {
                 listen,
                 ops_listen: next_port(listen)?,
                 progress: (index == 0).then(|| Arc::new(ProgressBars::new()) as Arc<dyn worker::ObserveLoad>),
-                metrics: metrics.clone(),
-                ..worker::Config::new(store.clone(), models.to_vec())
+                ..shared.clone()
             };
             servers.push(config.build().await?);
         }

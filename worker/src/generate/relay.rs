@@ -200,6 +200,7 @@ impl Relay {
             completion_tokens: self.reply.completion_tokens(),
             finish_reason: reason.into(),
             repetition: self.reply.repetition(),
+            watch_word_hits: self.reply.watch_word_hits(),
             running: count(engine.running),
             waiting: count(engine.waiting),
             ..v1::RequestStats::default()

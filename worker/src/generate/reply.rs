@@ -6,7 +6,10 @@ use penstock_engine::{FinishReason, Token};
 use penstock_proto::v1::{self, GenerateResponse, generate_response::StoppedBy};
 use penstock_text::{Detokenizer, StopStrings, Tokenizer};
 
-use super::repetition::Repetition;
+use super::{
+    repetition::Repetition,
+    watch_words::{WatchCounter, WatchWords},
+};
 
 /// Assembles one reply. Tokens are pushed as they come; [`Reply::take_chunk`] takes what is ready.
 #[derive(Debug)]
@@ -22,6 +25,7 @@ pub(crate) struct Reply {
     text_taken: u64,
     completion_tokens: u32,
     repetition: Repetition,
+    watched: WatchCounter,
 }
 
 impl Reply {
@@ -42,7 +46,13 @@ impl Reply {
             text_taken: 0,
             completion_tokens: 0,
             repetition: Repetition::default(),
+            watched: WatchCounter::new(Arc::default()),
         }
+    }
+
+    /// Counts these words in the completion.
+    pub(crate) fn watch(&mut self, words: Arc<WatchWords>) {
+        self.watched = WatchCounter::new(words);
     }
 
     /// The prompt comes back as the first chunk; it is no part of the completion.
@@ -66,7 +76,7 @@ impl Reply {
         }
         let text = self.detokenizer.push(token.id);
         let out = self.stops.push(&text);
-        self.chunk.text.push_str(&out.text);
+        self.add_text(&out.text);
         out.matched
     }
 
@@ -89,12 +99,12 @@ impl Reply {
     pub(crate) fn finished(&mut self, reason: FinishReason, usage: v1::Usage) -> GenerateResponse {
         let rest = self.detokenizer.finish();
         let out = self.stops.push(&rest);
-        self.chunk.text.push_str(&out.text);
+        self.add_text(&out.text);
         if let Some(stop) = out.matched {
             return self.stopped(stop, usage);
         }
         let held = self.stops.finish();
-        self.chunk.text.push_str(&held);
+        self.add_text(&held);
         match reason {
             FinishReason::StopToken(id) => {
                 self.last(v1::FinishReason::Stop, Some(StoppedBy::StopTokenId(id)), usage)
@@ -106,6 +116,16 @@ impl Reply {
     /// Tokens that the reply is billed for.
     pub(crate) fn completion_tokens(&self) -> u32 {
         self.completion_tokens
+    }
+
+    /// How often a watched word occurs in the completion.
+    pub(crate) fn watch_word_hits(&self) -> u32 {
+        self.watched.hits()
+    }
+
+    fn add_text(&mut self, text: &str) {
+        self.watched.push(text);
+        self.chunk.text.push_str(text);
     }
 
     /// Share of the reply's token 4-grams that occurred before in it.
@@ -255,6 +275,23 @@ mod tests {
         reply.push(&token(b'x'.into()));
         let last = reply.finished(FinishReason::Length, v1::Usage::default());
         assert_eq!((last.text_offset, last.usage.unwrap().completion_tokens), (3, 1));
+    }
+
+    #[test]
+    fn watched_words_count_in_the_completion_alone_and_not_behind_a_stop() {
+        let mut reply = reply(&["END"]);
+        reply.watch(Arc::new(WatchWords::new(&["foo".into()]).unwrap()));
+        reply.echo(&[1], "foo ");
+        for byte in b"a foo, foo" {
+            reply.push(&token((*byte).into()));
+        }
+        assert_eq!(reply.watch_word_hits(), 2);
+        for byte in b"d END foo" {
+            if reply.push(&token((*byte).into())).is_some() {
+                break;
+            }
+        }
+        assert_eq!(reply.watch_word_hits(), 1);
     }
 
     #[test]

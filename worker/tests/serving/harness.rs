@@ -9,6 +9,7 @@ use prost::Message as _;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
+    sync::watch,
     task::JoinHandle,
 };
 use tokio_util::sync::CancellationToken;
@@ -21,6 +22,7 @@ pub(crate) type Client = InferenceClient<Channel>;
 pub(crate) struct Running {
     pub(crate) addresses: Addresses,
     pub(crate) client: Client,
+    pub(crate) readiness: watch::Receiver<Readiness>,
     pub(crate) shutdown: CancellationToken,
     pub(crate) ended: JoinHandle<Result<(), RunError>>,
 }
@@ -43,13 +45,23 @@ pub(crate) fn config(store: Arc<dyn Store>, models: &[&str], pace: Duration) -> 
 
 /// Starts a worker and waits until it serves.
 pub(crate) async fn start(config: Config) -> Running {
+    start_until(config, Readiness::Serving).await
+}
+
+/// Starts a worker that has nothing to serve yet.
+pub(crate) async fn start_empty(config: Config) -> Running {
+    start_until(config, Readiness::Empty).await
+}
+
+async fn start_until(config: Config, wanted: Readiness) -> Running {
     let server = config.build().await.unwrap();
     let addresses = server.addresses();
-    let mut readiness = server.readiness();
+    let readiness = server.readiness();
     let shutdown = CancellationToken::new();
     let ended = tokio::spawn(server.run(shutdown.clone()));
     readiness
-        .wait_for(|state| *state == Readiness::Serving)
+        .clone()
+        .wait_for(|state| *state == wanted)
         .await
         .unwrap();
     let client = InferenceClient::connect(format!("http://{}", addresses.listen))
@@ -58,6 +70,7 @@ pub(crate) async fn start(config: Config) -> Running {
     Running {
         addresses,
         client,
+        readiness,
         shutdown,
         ended,
     }

@@ -8,4 +8,6 @@ mod demo;
 mod generate;
 mod harness;
 mod lifecycle;
+mod placement;
+mod plane;
 mod registration;

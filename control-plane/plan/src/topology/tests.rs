@@ -37,3 +37,19 @@ fn a_worker_survives_the_store() {
     let stored = serde_json::to_string(&worker()).unwrap();
     assert_eq!(serde_json::from_str::<WorkerRecord>(&stored).unwrap(), worker());
 }
+
+#[test]
+fn a_revision_that_was_published_before_sources_were_known_is_read() {
+    let stored = r#"{"model":"demo","revision":"v1","digest":"aa","published_ms":7}"#;
+    let expected = PublishedRevision {
+        model: "demo".into(),
+        revision: "v1".into(),
+        digest: "aa".into(),
+        published_ms: 7,
+        ..PublishedRevision::default()
+    };
+    assert_eq!(
+        serde_json::from_str::<PublishedRevision>(stored).unwrap(),
+        expected
+    );
+}

@@ -285,3 +285,47 @@ async fn streams_can_be_awaited() {
     }
     assert_eq!(tokens, reply(&[1, 2], 5));
 }
+
+#[test]
+fn an_engine_is_gone_with_its_last_reply_and_not_before() {
+    let (engine, begun, let_go) = gated(config());
+    let end = engine.end();
+    let mut stream = engine.submit(sequence(&[1, 2, 3], 20)).unwrap();
+    drop(engine);
+    begun.recv().unwrap();
+    assert!(!end.is_over());
+    drop(let_go);
+    let heard = Heard::all(&mut stream);
+    assert!(heard.is_finished(), "{heard:?}");
+    for _ in 0..10_000 {
+        if end.is_over() {
+            return;
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    panic!("the engine outlives its handles");
+}
+
+#[test]
+fn steps_without_memory_are_counted_and_the_engine_goes_on() {
+    let mut failures = 2;
+    let runner = MemoryRunner::with_hook(&config(), move |_| match failures {
+        0 => Ok(()),
+        _ => {
+            failures -= 1;
+            Err(RunnerError::OutOfMemory("4 GiB asked for".into()))
+        }
+    });
+    let engine = Engine::start(config(), Box::new(runner)).unwrap();
+    for _ in 0..2 {
+        let heard = Heard::all(&mut engine.submit(sequence(&[1, 2, 3], 4)).unwrap());
+        let Some(Event::Failed(SequenceError::Runner(reason))) = &heard.closing else {
+            panic!("{heard:?}")
+        };
+        assert_eq!(reason, "out of memory: 4 GiB asked for");
+    }
+    let heard = Heard::all(&mut engine.submit(sequence(&[1, 2, 3], 4)).unwrap());
+    assert_eq!(heard.tokens, reply(&[1, 2, 3], 4));
+    let stats = until(&engine, is_idle);
+    assert_eq!((stats.out_of_memory, stats.faults), (2, 0));
+}
