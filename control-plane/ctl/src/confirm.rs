@@ -9,14 +9,19 @@ const MAX_FACTOR: u32 = 5;
 const MAX_FIRST_PPM: u32 = 100_000;
 
 /// True when raising the share from `current` to `desired`, both in parts per million, is a jump.
-pub(crate) fn is_jump(current: u32, desired: u32) -> bool {
+fn is_jump(current: u32, desired: u32) -> bool {
     match current {
         0 => desired > MAX_FIRST_PPM,
         current => desired > current.saturating_mul(MAX_FACTOR),
     }
 }
 
-/// Lets a step pass; asks before a jump, or wants `-y` where there is nobody to ask.
+/// True where raising the share asks first: a jump, or the whole traffic.
+pub(crate) fn asks(current: u32, desired: u32) -> bool {
+    is_jump(current, desired) || (desired == Ppm::ALL.get() && current < desired)
+}
+
+/// Lets a step pass; asks before a jump or the whole traffic, or wants `-y` where there is nobody to ask.
 pub(crate) fn confirm(
     console: &mut Console,
     model: &str,
@@ -24,7 +29,7 @@ pub(crate) fn confirm(
     (current, desired): (Ppm, Ppm),
     yes: bool,
 ) -> Result<(), CtlError> {
-    if yes || !is_jump(current.get(), desired.get()) {
+    if yes || !asks(current.get(), desired.get()) {
         return Ok(());
     }
     let jump = match desired.get().checked_div(current.get()) {
@@ -32,7 +37,12 @@ pub(crate) fn confirm(
         None => format!("from {current} to {desired} of {model}"),
     };
     affirmed(console, &format!("Raise {canary} {jump}?"), || {
-        format!("raising {canary} {jump}, is a large jump: say -y to do it, or take smaller steps")
+        let size = if is_jump(current.get(), desired.get()) {
+            "is a large jump"
+        } else {
+            "is all of the traffic"
+        };
+        format!("raising {canary} {jump}, {size}: say -y to do it, or take smaller steps")
     })
 }
 
@@ -70,5 +80,11 @@ mod tests {
         ] {
             assert_eq!(is_jump(current, desired), jump, "{current} → {desired}");
         }
+    }
+
+    #[test]
+    fn all_of_the_traffic_asks_even_where_it_is_no_jump() {
+        assert!(asks(500_000, 1_000_000) && asks(10_000, 60_000));
+        assert!(!asks(500_000, 999_999) && !asks(1_000_000, 1_000_000) && !asks(0, 100_000));
     }
 }

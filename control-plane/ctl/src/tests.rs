@@ -233,7 +233,14 @@ async fn an_abort_under_the_wait_is_exit_seven() {
 #[tokio::test]
 async fn promote_and_abort_wait_for_their_phase() {
     let fake = Fake::start().await;
-    assert_eq!(ctl(&fake, &["rollout", "promote"]).await.code, 2);
+    fake.state().rollout.canary_ppm = 500_000;
+    let silent = ctl(&fake, &["rollout", "promote"]).await;
+    assert_eq!(silent.code, 2);
+    assert!(
+        silent.err.contains("is all of the traffic: say -y"),
+        "{}",
+        silent.err
+    );
     let promoted = ctl(&fake, &["rollout", "promote", "-y"]).await;
     assert_eq!(promoted.code, 0, "{}", promoted.err);
     assert!(

@@ -186,6 +186,17 @@ impl View for Rollout {
 #[serde(transparent)]
 pub(crate) struct RolloutLine(pub(crate) Rollout);
 
+impl RolloutLine {
+    /// What makes it news: all but the message, whose counts change every second.
+    pub(crate) fn news(&self) -> String {
+        let quiet = Rollout {
+            message: String::new(),
+            ..self.0.clone()
+        };
+        Self(quiet).table()
+    }
+}
+
 impl View for RolloutLine {
     fn table(&self) -> String {
         let Rollout {

@@ -306,7 +306,7 @@ pub(crate) struct Change {
 
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Consent {
-    /// Do not ask before a jump of more than 5× (from 0 %: to above 10 %), or an undo.
+    /// Do not ask before a jump of more than 5× (from 0 %: to above 10 %), all of the traffic, or an undo.
     #[arg(short, long)]
     pub(crate) yes: bool,
 }

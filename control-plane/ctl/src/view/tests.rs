@@ -99,6 +99,18 @@ fn a_watched_rollout_is_one_line() {
 }
 
 #[test]
+fn a_message_that_counts_down_is_no_news_and_an_acknowledgement_is() {
+    let news = |change: fn(&mut Rollout)| {
+        let mut rollout = Rollout::from(status());
+        change(&mut rollout);
+        RolloutLine(rollout).news()
+    };
+    let before = news(|_| ());
+    assert_eq!(news(|r| r.message = "needs 11 more requests".into()), before);
+    assert_ne!(news(|r| r.acknowledged = 2), before);
+}
+
+#[test]
 fn rollouts_as_a_table() {
     let expected = "\
 MODEL  STABLE  CANARY  SHARE  PHASE       GENERATION  EPOCH  ACKNOWLEDGED

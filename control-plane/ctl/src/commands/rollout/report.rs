@@ -6,7 +6,7 @@ use crate::{
     console::Console,
     error::CtlError,
     live,
-    output::{Format, emit, emit_next, time},
+    output::{Format, View as _, emit, emit_next, time},
     view::{self, Audit, Explanation, RolloutLine, Rollouts},
 };
 use penstock_proto::v1::{ListAuditRequest, Phase, Rollout, RolloutStatus, WatchRolloutRequest};
@@ -43,11 +43,11 @@ impl Command<'_> {
     /// Writes a line where the rollout says something new: counts change every second and are none.
     fn tell_change(&mut self, last: &mut Option<String>, status: RolloutStatus) -> Result<(), CtlError> {
         let line = RolloutLine(status.into());
-        let text = crate::output::View::table(&line);
-        if last.as_ref() == Some(&text) {
+        let news = Some(line.news());
+        if *last == news {
             return Ok(());
         }
-        *last = Some(text);
+        *last = news;
         emit_next(self.console, self.output, &line)
     }
 
@@ -219,9 +219,10 @@ fn stands(status: &RolloutStatus, uid: &str) -> bool {
 }
 
 fn note(console: &mut Console, last: &mut Option<String>, status: RolloutStatus) {
-    let text = crate::output::View::table(&RolloutLine(status.into()));
-    if last.as_ref() != Some(&text) {
-        console.progress(text.trim_end());
-        *last = Some(text);
+    let line = RolloutLine(status.into());
+    let news = Some(line.news());
+    if *last != news {
+        console.progress(line.table().trim_end());
+        *last = news;
     }
 }

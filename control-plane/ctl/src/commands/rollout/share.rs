@@ -3,7 +3,7 @@
 use super::{ATTEMPTS, Command, WHOLE, name_span, ppm};
 use crate::{
     config::{self, Abort, Create, Promote, Set},
-    confirm::{confirm, is_jump},
+    confirm::{asks, confirm},
     conflict::{Asked, Seen, moved_on},
     converge::Goal,
     error::CtlError,
@@ -302,8 +302,8 @@ impl View for Plan {
             to,
             ..
         } = self;
-        let asks = self.change != "abort" && is_jump(from.get(), to.get());
-        let asks = if asks {
+        let would_ask = self.change != "abort" && asks(from.get(), to.get());
+        let asks = if would_ask {
             "; it would ask first, or want -y"
         } else {
             ""
