@@ -43,7 +43,10 @@ pub struct LimitError(String);
 
 /// A scalar of YAML, which reads `512` as a number and `1%` as a text.
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    expecting = "this is not a limit: write a share such as 1%, a time span such as 2s, or a number"
+)]
 enum Written {
     Number(f64),
     Text(String),

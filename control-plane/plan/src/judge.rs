@@ -2,7 +2,7 @@
 
 use penstock_analysis::{Counts, Evidence, Verdict, attribution, bounds, exceedance, verdict};
 
-use crate::{Action, Limit, Metric, Observations, Rollout, Signal, Stratify};
+use crate::{Action, Limit, Manifest, Metric, Observations, Rollout, Signal, Stratify};
 
 /// The verdict on one metric.
 #[derive(Debug, Clone, PartialEq)]
@@ -56,13 +56,17 @@ pub fn judge(rollout: &Rollout, observations: &Observations) -> Vec<MetricVerdic
 
 /// The level of each single test.
 pub fn alpha_per_test(rollout: &Rollout) -> f64 {
-    let analysis = &rollout.plan.analysis;
+    planned_alpha(&rollout.plan, rollout.trial)
+}
+
+/// The level of each single test in a trial of a plan, from 0.
+pub fn planned_alpha(plan: &Manifest, trial: u32) -> f64 {
     let rules = |metric: &Metric| match metric.name.is_counted() {
         true => usize::from(metric.max_rate().is_some()) + usize::from(metric.max_ratio.is_some()),
         false => 0,
     };
-    let tests: usize = analysis.metrics.iter().map(rules).sum();
-    analysis.alpha * trial_weight(rollout.plan.steps.len(), rollout.trial as usize) / tests.max(1) as f64
+    let tests: usize = plan.analysis.metrics.iter().map(rules).sum();
+    plan.analysis.alpha * trial_weight(plan.steps.len(), trial as usize) / tests.max(1) as f64
 }
 
 /// The part of α that a trial gets. A ladder's steps share alike; trials beyond it, which operators add by setting

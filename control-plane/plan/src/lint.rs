@@ -1,6 +1,16 @@
 //! Checking a plan before it is applied.
+//!
+//! A finding has a stable code, the path of the value and its line. An error keeps the plan from being applied; a
+//! warning is told. What can be applied but cannot do what it says, such as a rule that no request reaches or a hold
+//! in which no metric could speak, is an error too.
 
 use crate::{Manifest, parse::Lines};
+
+mod holds;
+mod metrics;
+mod plan;
+mod rules;
+mod steps;
 
 /// Whether a finding keeps the plan from being applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,18 +43,49 @@ pub struct LintContext {
     pub requests_per_second: Option<f64>,
 }
 
-/// Checks a plan.
-pub fn lint(manifest: &Manifest, lines: &Lines, _: &LintContext) -> Vec<Finding> {
-    let alpha = manifest.analysis.alpha;
-    let mut findings = Vec::new();
-    if !(alpha > 0.0 && alpha <= 0.5) {
-        findings.push(Finding {
-            severity: Severity::Error,
-            path: "analysis.alpha".into(),
-            line: lines.line("analysis.alpha"),
-            code: "bad-alpha",
-            message: format!("{alpha} is no level of a test: write a number above 0 and up to 0.5"),
-        });
-    }
+/// Checks a plan. The findings are in the order of their lines.
+pub fn lint(manifest: &Manifest, lines: &Lines, context: &LintContext) -> Vec<Finding> {
+    let mut report = Report {
+        lines,
+        findings: Vec::new(),
+    };
+    plan::check(manifest, &mut report);
+    rules::check(manifest, &mut report);
+    steps::check(manifest, &mut report);
+    metrics::check(manifest, &mut report);
+    holds::check(manifest, context, &mut report);
+    let mut findings = report.findings;
+    findings.sort_by_key(|finding| finding.line);
     findings
 }
+
+/// What is found, as it is found.
+struct Report<'a> {
+    lines: &'a Lines,
+    findings: Vec<Finding>,
+}
+
+// === impl Report ===
+
+impl Report<'_> {
+    fn error(&mut self, path: impl Into<String>, code: &'static str, message: impl Into<String>) {
+        self.add(Severity::Error, path.into(), code, message.into());
+    }
+
+    fn warning(&mut self, path: impl Into<String>, code: &'static str, message: impl Into<String>) {
+        self.add(Severity::Warning, path.into(), code, message.into());
+    }
+
+    fn add(&mut self, severity: Severity, path: String, code: &'static str, message: String) {
+        self.findings.push(Finding {
+            severity,
+            line: self.lines.line(&path),
+            path,
+            code,
+            message,
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests;
