@@ -15,6 +15,7 @@ mod admin;
 mod audit;
 pub mod config;
 mod controller;
+mod dashboard;
 mod gateways;
 mod leader;
 mod observed;

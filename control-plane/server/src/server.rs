@@ -19,8 +19,8 @@ use tonic::server::NamedService as _;
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
-    Config, admin::AdminService, controller::Controller, gateways::Gateways, leader, observed::Observed,
-    prometheus, sync::SyncService, world::World,
+    Config, admin::AdminService, controller::Controller, dashboard, gateways::Gateways, leader,
+    observed::Observed, prometheus, sync::SyncService, world::World,
 };
 
 /// Streams that end by themselves at the end get so long.
@@ -190,11 +190,12 @@ fn start(
         streams: streams.clone(),
         stop: stop.clone(),
     };
+    let dashboard = dashboard::router(admin.clone());
     let routes = tonic::service::Routes::new(AdminServer::new(admin))
         .add_service(SyncServer::new(sync))
         .add_service(health_service);
     (
-        router(routes, health.clone()),
+        router(routes, health.clone()).merge(dashboard),
         ops::router(config.metrics, health),
     )
 }

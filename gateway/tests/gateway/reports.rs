@@ -143,7 +143,7 @@ async fn errors_count_once_per_user_and_what_clients_do_wrong_counts_for_nobody(
         .unwrap_err();
     let counts = counted(&mut session, |stats| stats.step == 1 && stats.requests == 1).await;
     assert_eq!(counts[&1].errors, 0);
-    assert_eq!(strata(&counts[&1])[0], ("error_rate", vec![(0, 0); 3]));
+    assert_eq!(strata(&counts[&1])[0], ("error_rate", vec![(0, 0); 6]));
 }
 
 #[tokio::test]
