@@ -2,7 +2,7 @@
 
 use penstock_analysis::{Counts, Evidence, Verdict, attribution, bounds, exceedance, verdict};
 
-use crate::{Action, Limit, Manifest, Metric, Observations, Rollout, Signal, Stratify};
+use crate::{Action, Limit, Manifest, Metric, Observations, Ppm, Rollout, Signal, Stratify};
 
 /// The verdict on one metric.
 #[derive(Debug, Clone, PartialEq)]
@@ -91,9 +91,17 @@ pub fn failure(verdicts: &[MetricVerdict]) -> Option<&MetricVerdict> {
 
 /// Whether every metric that has a say has passed.
 pub fn passes(verdicts: &[MetricVerdict]) -> bool {
-    verdicts
-        .iter()
-        .all(|metric| metric.verdict == Verdict::Pass || metric.action == Action::Warn)
+    verdicts.iter().all(passed)
+}
+
+/// Whether every metric that has a say has passed, or has failed and asks for a pause that an operator has ended.
+pub fn passes_or_excused(verdicts: &[MetricVerdict]) -> bool {
+    let excused = |metric: &MetricVerdict| metric.verdict == Verdict::Fail && metric.action == Action::Pause;
+    verdicts.iter().all(|metric| passed(metric) || excused(metric))
+}
+
+fn passed(metric: &MetricVerdict) -> bool {
+    metric.verdict == Verdict::Pass || metric.action == Action::Warn
 }
 
 fn judge_one(rollout: &Rollout, metric: &Metric, observations: &Observations, alpha: f64) -> MetricVerdict {
@@ -134,7 +142,8 @@ fn tested(rollout: &Rollout, metric: &Metric, observations: &Observations, alpha
     let comparable = compared
         .iter()
         .any(|stratum| stratum.canary.n > 0 && stratum.stable.n > 0);
-    let stable_missing = metric.max_ratio.is_some() && !comparable;
+    // A canary that gets everything leaves nothing to compare it with: the steps before were for that.
+    let stable_missing = metric.max_ratio.is_some() && !comparable && rollout.share < Ppm::ALL;
     let verdict = match verdict(&now, alpha, canary.n, min_samples) {
         Verdict::Pass if stable_missing => Verdict::Insufficient,
         verdict => verdict,

@@ -38,6 +38,7 @@ mod rollout;
 mod route;
 mod rule;
 mod signal;
+pub mod simulate;
 mod snapshot;
 mod topology;
 pub mod window;

@@ -12,6 +12,8 @@ mod plan;
 mod rules;
 mod steps;
 
+pub(crate) use holds::{Sight, median, sights, span};
+
 /// Whether a finding keeps the plan from being applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Severity {

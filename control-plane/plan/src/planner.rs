@@ -4,7 +4,7 @@ use penstock_analysis::Verdict;
 
 use crate::{
     Action, Change, Observations, OnInsufficient, PauseReason, Phase, Ppm, Rollout,
-    judge::{MetricVerdict, failure, judge, passes},
+    judge::{MetricVerdict, failure, judge, passes, passes_or_excused},
     window,
 };
 
@@ -151,6 +151,14 @@ impl Planner<'_> {
         self.rollout.excused == Some(self.rollout.trial)
     }
 
+    /// Nothing that is judged speaks against the next step.
+    fn satisfied(&self, verdicts: &[MetricVerdict]) -> bool {
+        match self.excused() {
+            true => passes_or_excused(verdicts),
+            false => passes(verdicts),
+        }
+    }
+
     /// Phases in which the canary has traffic.
     fn under_way(&self, verdicts: &[MetricVerdict]) -> Decision {
         let rollout = self.rollout;
@@ -180,7 +188,7 @@ impl Planner<'_> {
         }
         let on_step = rollout
             .current_step()
-            .filter(|step| step.canary.0 == rollout.share);
+            .filter(|step| step.canary.0 == rollout.share && !rollout.by_hand);
         let next = match on_step {
             Some(step) if step.bake.is_some() => rollout.in_phase(Phase::Baking, self.now_ms),
             Some(_) => rollout.in_phase(Phase::Soaking, self.now_ms),
@@ -191,9 +199,7 @@ impl Planner<'_> {
 
     /// The hold is over: the verdicts decide.
     fn judged(&self, verdicts: &[MetricVerdict]) -> Decision {
-        if passes(verdicts)
-            || (self.excused() && failure(verdicts).is_some_and(|failed| failed.action == Action::Pause))
-        {
+        if self.satisfied(verdicts) {
             return self.advance();
         }
         let missing = missing(verdicts);
@@ -258,7 +264,9 @@ impl Planner<'_> {
                 write(rollout.in_phase(pause.from, self.now_ms))
             }
             PauseReason::Window => wait(self.until_open()),
-            PauseReason::Insufficient if passes(verdicts) => write(rollout.in_phase(pause.from, self.now_ms)),
+            PauseReason::Insufficient if self.satisfied(verdicts) => {
+                write(rollout.in_phase(pause.from, self.now_ms))
+            }
             PauseReason::Insufficient => wait(format!("the samples do not suffice: {}", missing(verdicts))),
             PauseReason::Approval => wait("waits for an approval: `ctl rollout approve`".into()),
             PauseReason::Verdict => wait(format!("{}; resume it or abort it", rollout.cause)),

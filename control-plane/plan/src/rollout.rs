@@ -135,6 +135,9 @@ pub struct Rollout {
     /// The trial in which an operator went on in spite of a metric that asks for a pause.
     #[serde(default)]
     pub excused: Option<u32>,
+    /// An operator set the present share: it stays until they resume, even where a step has the same share.
+    #[serde(default)]
+    pub by_hand: bool,
     /// What made it roll back or pause, in words.
     #[serde(default)]
     pub cause: String,
@@ -381,6 +384,7 @@ impl Rollout {
             step_began_ms: Vec::new(),
             approved: false,
             excused: None,
+            by_hand: false,
             cause: String::new(),
             next: None,
         }

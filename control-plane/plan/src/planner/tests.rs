@@ -174,6 +174,89 @@ fn what_is_over_or_paused_stays_as_it_is() {
     assert_eq!(next(Phase::RolledBack, &inventory), Err("v1 serves".into()));
 }
 
+/// A rollout in its first step's hold, judged by these metrics, with 1000 requests on both sides.
+fn soaking(metrics: &str, bad: u64) -> (Rollout, Observations) {
+    let text = format!(
+        "{{kind: Rollout, model: demo, canary: {{revision: v2}}, steps: [{{canary: 10%}}, {{canary: 50%}}], \
+         analysis: {{metrics: {metrics}}}}}"
+    );
+    let (plan, _) = crate::parse::parse(&text).unwrap();
+    let rollout = Rollout {
+        phase: Phase::Soaking,
+        share: plan.steps[0].canary.0,
+        plan,
+        ..rollout()
+    };
+    let tally = |bad| {
+        let mut tally = crate::Tally {
+            requests: 1000,
+            ..crate::Tally::default()
+        };
+        let counts = penstock_analysis::Counts { n: 1000, bad };
+        tally.metrics.entry("error_rate".into()).or_default()[0] = counts;
+        tally
+    };
+    let observations = Observations {
+        stable: tally(0),
+        canary: tally(bad),
+        boots: vec![[tally(0), tally(bad)]],
+        ..Observations::default()
+    };
+    (rollout, observations)
+}
+
+#[test]
+fn an_excused_metric_carries_no_other_one_along() {
+    let inventory = inventory(&[gateway("a", 7)]);
+    let next = |metrics: &str| {
+        let (rollout, observations) = soaking(metrics, 100);
+        let excused = Rollout {
+            excused: Some(rollout.trial),
+            ..rollout
+        };
+        match decide(&excused, &inventory, &observations, NOW_MS) {
+            Decision::Write(next) => (next.phase, next.share.to_string()),
+            Decision::Wait(why) => panic!("{why}"),
+        }
+    };
+    let failed = "{name: error_rate, max: 1%, action: pause}";
+    assert_eq!(next(&format!("[{failed}]")), (Phase::Converging, "50%".into()));
+    let unseen = "{name: watch_words, max: 1%}";
+    assert_eq!(
+        next(&format!("[{failed}, {unseen}]")),
+        (Phase::Judging, "10%".into())
+    );
+}
+
+#[test]
+fn a_retry_forgets_what_an_operator_excused() {
+    let aborted = Rollout {
+        excused: Some(0),
+        ..rollout().in_phase(Phase::RolledBack, NOW_MS)
+    };
+    let again = aborted.retry(Change::default()).unwrap();
+    assert_eq!((again.trial, again.excused), (0, None));
+}
+
+#[test]
+fn a_canary_that_is_stable_already_is_not_superseded() {
+    let mut draining = rollout().in_phase(Phase::Draining, NOW_MS);
+    draining.plan.on_new = crate::OnNew::Supersede;
+    let queued = crate::Queued {
+        uid: "r-2".into(),
+        plan: Manifest::manual("demo", "v3", &Sticky::default()),
+        actor: String::new(),
+        reason: String::new(),
+    };
+    let (next, outcome) = draining.follow_by(queued, Change::default()).unwrap();
+    assert_eq!((next.phase, outcome), (Phase::Draining, "queued"));
+    let done = next.in_phase(Phase::Succeeded, NOW_MS);
+    let Decision::Write(follower) = decide(&done, &inventory(&[]), &Observations::default(), NOW_MS) else {
+        panic!()
+    };
+    assert_eq!((follower.stable.as_str(), follower.canary.as_str()), ("v2", "v3"));
+}
+
 /// A control plane and its gateways, reduced to what the planner depends on.
 struct World {
     rollout: Option<Rollout>,

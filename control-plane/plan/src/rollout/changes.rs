@@ -26,6 +26,7 @@ impl Rollout {
         self.needs(&OPEN, "setting a share")?;
         Ok(Self {
             share,
+            by_hand: true,
             ..self.next_trial(change)
         })
     }
@@ -109,7 +110,7 @@ impl Rollout {
             .or(self.excused);
         let on_step = self
             .current_step()
-            .is_some_and(|step| step.canary.0 == self.share);
+            .is_some_and(|step| step.canary.0 == self.share && !self.by_hand);
         match self.next_higher_step() {
             _ if on_step => Ok(Self {
                 actor: change.actor,
@@ -196,6 +197,8 @@ impl Rollout {
             step: 0,
             held_ms: 0,
             approved: false,
+            excused: None,
+            by_hand: false,
             cause: String::new(),
             step_began_ms: Vec::new(),
             ..self.replanned(
@@ -273,6 +276,10 @@ impl Rollout {
             OnNew::Supersede if self.phase == Phase::Aborting => {
                 Ok((Self { next, ..self.clone() }, "superseding"))
             }
+            // Its canary is stable already, and stays that.
+            OnNew::Supersede if self.phase == Phase::Draining => {
+                Ok((Self { next, ..self.clone() }, "queued"))
+            }
             OnNew::Supersede => {
                 let aborting = self.aborting("superseded by another rollout".into(), change);
                 Ok((Self { next, ..aborting }, "superseding"))
@@ -340,6 +347,7 @@ impl Rollout {
         let mut next = Self {
             step,
             share,
+            by_hand: false,
             cause: String::new(),
             ..self.next_trial(change)
         };
