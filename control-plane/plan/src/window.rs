@@ -1,6 +1,10 @@
 //! Calendar windows.
 
-use jiff::{Timestamp, civil::Time, tz::TimeZone};
+use jiff::{
+    Timestamp, ToSpan as _, Zoned,
+    civil::{Time, Weekday},
+    tz::TimeZone,
+};
 
 use crate::{Day, Window};
 
@@ -25,16 +29,13 @@ pub fn is_open(windows: &[Window], now_ms: u64) -> bool {
             .any(|window| contains(window, now_ms).unwrap_or(false))
 }
 
-/// The first moment at or after `now_ms` when a window is open, to the minute; `None` within the next eight days.
+/// The first moment at or after `now_ms` when a window is open; `None` within the next week.
 pub fn opens(windows: &[Window], now_ms: u64) -> Option<u64> {
-    const MINUTE_MS: u64 = 60_000;
     if is_open(windows, now_ms) {
         return Some(now_ms);
     }
-    let start = now_ms / MINUTE_MS + 1;
-    (start..start + 8 * 24 * 60)
-        .map(|minute| minute * MINUTE_MS)
-        .find(|at| is_open(windows, *at))
+    let next = |window| Hours::read(window).ok()?.next_opening(now_ms);
+    windows.iter().filter_map(next).min()
 }
 
 /// Whether one window holds the moment.
@@ -42,25 +43,68 @@ pub fn opens(windows: &[Window], now_ms: u64) -> Option<u64> {
 /// # Errors
 /// A time of day or a time zone that cannot be read.
 pub fn contains(window: &Window, now_ms: u64) -> Result<bool, WindowError> {
-    let time = |text: &String| text.parse::<Time>().map_err(|_| WindowError::Time(text.clone()));
-    let (from, to) = (time(&window.from)?, time(&window.to)?);
-    let zone = TimeZone::get(&window.zone).map_err(|_| WindowError::Zone(window.zone.clone()))?;
-    let Ok(now) = Timestamp::from_millisecond(i64::try_from(now_ms).unwrap_or(i64::MAX)) else {
-        return Ok(false);
-    };
-    let local = now.to_zoned(zone).datetime();
-    let allowed =
-        |day: jiff::civil::Weekday| window.days.is_empty() || window.days.iter().any(|d| weekday(*d) == day);
-    let (today, clock) = (local.weekday(), local.time());
-    Ok(match from < to {
-        true => allowed(today) && from <= clock && clock < to,
-        // Over midnight: the hours after it belong to the day before.
-        false => (allowed(today) && from <= clock) || (allowed(today.previous()) && clock < to),
-    })
+    Ok(Hours::read(window)?.contain(now_ms))
 }
 
-const fn weekday(day: Day) -> jiff::civil::Weekday {
-    use jiff::civil::Weekday;
+/// A window that is read.
+struct Hours<'a> {
+    days: &'a [Day],
+    from: Time,
+    to: Time,
+    zone: TimeZone,
+}
+
+// === impl Hours ===
+
+impl<'a> Hours<'a> {
+    fn read(window: &'a Window) -> Result<Self, WindowError> {
+        let time = |text: &String| text.parse::<Time>().map_err(|_| WindowError::Time(text.clone()));
+        Ok(Self {
+            days: &window.days,
+            from: time(&window.from)?,
+            to: time(&window.to)?,
+            zone: TimeZone::get(&window.zone).map_err(|_| WindowError::Zone(window.zone.clone()))?,
+        })
+    }
+
+    fn contain(&self, now_ms: u64) -> bool {
+        let Some(local) = self.local(now_ms).map(|now| now.datetime()) else {
+            return false;
+        };
+        let (today, clock) = (local.weekday(), local.time());
+        match self.from < self.to {
+            true => self.allow(today) && self.from <= clock && clock < self.to,
+            // Over midnight: the hours after it belong to the day before.
+            false => {
+                (self.allow(today) && self.from <= clock) || (self.allow(today.previous()) && clock < self.to)
+            }
+        }
+    }
+
+    /// When it opens next, where it is closed now.
+    fn next_opening(&self, now_ms: u64) -> Option<u64> {
+        let today = self.local(now_ms)?.date();
+        let opening = |days: i64| {
+            let date = today.checked_add(days.days()).ok()?;
+            let opens = date.to_datetime(self.from).to_zoned(self.zone.clone()).ok()?;
+            let at = u64::try_from(opens.timestamp().as_millisecond()).ok()?;
+            // The hour in which it opens may not exist, when clocks are put forward.
+            (at >= now_ms && self.contain(at)).then_some(at)
+        };
+        (0..=7).find_map(opening)
+    }
+
+    fn allow(&self, day: Weekday) -> bool {
+        self.days.is_empty() || self.days.iter().any(|one| weekday(*one) == day)
+    }
+
+    fn local(&self, now_ms: u64) -> Option<Zoned> {
+        let now = Timestamp::from_millisecond(i64::try_from(now_ms).ok()?).ok()?;
+        Some(now.to_zoned(self.zone.clone()))
+    }
+}
+
+const fn weekday(day: Day) -> Weekday {
     match day {
         Day::Mon => Weekday::Monday,
         Day::Tue => Weekday::Tuesday,
@@ -74,6 +118,8 @@ const fn weekday(day: Day) -> jiff::civil::Weekday {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     /// 2026-11-23 is a Monday.
@@ -130,6 +176,28 @@ mod tests {
             let error = contains(&window, 0).unwrap_err().to_string();
             assert!(error.contains(named), "{error}");
             assert!(!is_open(&[window], 0));
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// Over a year with both changes of the clocks.
+        #[test]
+        fn a_window_opens_in_the_first_minute_in_which_it_holds(
+            minute in 0..366 * 24 * 60_u64,
+            from in 0..24_u8,
+            to in 0..24_u8,
+            day in prop_oneof![Just(Day::Mon), Just(Day::Fri), Just(Day::Sun)],
+            zone in prop_oneof![Just("UTC"), Just("Europe/Berlin"), Just("America/New_York")],
+        ) {
+            const MINUTE_MS: u64 = 60_000;
+            let start = at("2026-11-23T00:00:00Z") / MINUTE_MS + minute;
+            let windows = [window(&[day], &format!("{from:02}:00"), &format!("{to:02}:00"), zone)];
+            let naive = (start..start + 8 * 24 * 60)
+                .map(|minute| minute * MINUTE_MS)
+                .find(|at| is_open(&windows, *at));
+            prop_assert_eq!(opens(&windows, start * MINUTE_MS), naive);
         }
     }
 }

@@ -14,9 +14,9 @@ use crate::{
 /// Requests of the canary after which a simulated test is given up.
 const HORIZON: u64 = 1_000_000;
 /// Likewise for an innocent canary, which most often is accused early or not at all.
-const INNOCENT_HORIZON: u64 = 50_000;
+const INNOCENT_HORIZON: u64 = 20_000;
 /// Runs of an innocent canary.
-const RUNS: u32 = 200;
+const RUNS: u32 = 100;
 
 /// How soon one step shows a worse canary.
 #[derive(Debug, Clone, PartialEq)]
