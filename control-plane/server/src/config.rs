@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use penstock_store::Store;
 
-use crate::Config;
+use crate::{Config, notify::Target};
 
 /// Stores rollouts, decides what happens next and pushes traffic weights to gateways.
 #[derive(Debug, Clone, clap::Parser)]
@@ -40,6 +40,11 @@ pub struct Args {
 
     #[command(flatten)]
     store: StoreArgs,
+
+    /// Webhook that is told of phase changes, pauses and verdicts: URL[,format=json|slack][,secret-file=PATH]
+    /// (repeatable)
+    #[arg(long, value_name = "TARGET", env = "PENSTOCK_NOTIFY")]
+    notify: Vec<Target>,
 
     /// What to log, in the syntax of RUST_LOG
     #[arg(long, value_name = "FILTER", env = "RUST_LOG")]
@@ -77,6 +82,7 @@ impl Args {
             listen: self.listen,
             ops_listen: self.ops_listen,
             advertise: self.advertise,
+            notify: self.notify,
             ..Config::new(store)
         }
     }

@@ -19,6 +19,7 @@ use crate::{
     audit::{self, Record},
     gateways::Gateways,
     leader::Leadership,
+    notify::Notifier,
     now_ms,
     observed::Observed,
     world::{State, Stored, World},
@@ -45,6 +46,7 @@ pub(crate) struct Controller {
     pub(crate) last_term: Option<u64>,
     /// When counts were last written down.
     pub(crate) saved: Instant,
+    pub(crate) notifier: Notifier,
     pub(crate) metrics: ControlPlaneMetrics,
 }
 
@@ -153,6 +155,7 @@ impl Controller {
         let rollouts: Vec<Stored<Rollout>> = self.world.state().rollouts.values().cloned().collect();
         for rollout in rollouts {
             self.observed.point(&rollout.value, now_ms());
+            self.notifier.look(&rollout.value);
             if let Err(error) = self.advance(term, rollout).await {
                 log("take the next phase", &error);
             }

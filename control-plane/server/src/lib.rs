@@ -18,6 +18,7 @@ mod controller;
 mod dashboard;
 mod gateways;
 mod leader;
+pub mod notify;
 mod observed;
 mod prometheus;
 mod server;
@@ -45,6 +46,8 @@ pub struct Config {
     pub store: Arc<dyn Store>,
     /// Where it measures.
     pub metrics: Metrics,
+    /// Webhooks that are told of changes.
+    pub notify: Vec<notify::Target>,
 }
 
 impl Config {
@@ -56,6 +59,7 @@ impl Config {
             advertise: None,
             store,
             metrics: Metrics::local(),
+            notify: Vec::new(),
         }
     }
 

@@ -20,7 +20,7 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
     Config, admin::AdminService, controller::Controller, dashboard, gateways::Gateways, leader,
-    observed::Observed, prometheus, sync::SyncService, world::World,
+    notify::Notifier, observed::Observed, prometheus, sync::SyncService, world::World,
 };
 
 /// Streams that end by themselves at the end get so long.
@@ -158,6 +158,7 @@ fn start(
         speaks,
         last_term: None,
         saved: Instant::now(),
+        notifier: Notifier::start(config.notify, tasks, stop),
         metrics: metrics.clone(),
     };
     tasks.spawn(controller.run(stop.clone()));
