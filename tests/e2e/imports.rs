@@ -8,6 +8,7 @@ use std::{collections::BTreeMap, process::Command};
 const ALLOWED: &[(&str, &[&str])] = &[
     ("penstock-kv", &[]),
     ("penstock-text", &[]),
+    ("penstock-grammar", &[]),
     ("penstock-kernels", &[]),
     ("penstock-telemetry", &[]),
     ("penstock-analysis", &[]),
@@ -17,7 +18,12 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("penstock-model", &["penstock-kernels"]),
     (
         "penstock-engine",
-        &["penstock-model", "penstock-kernels", "penstock-kv"],
+        &[
+            "penstock-model",
+            "penstock-kernels",
+            "penstock-kv",
+            "penstock-grammar",
+        ],
     ),
     ("penstock-store", &["penstock-plan"]),
     ("penstock-client", &["penstock-proto", "penstock-plan"]),
@@ -59,6 +65,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "penstock-store",
             "penstock-client",
             "penstock-engine",
+            "penstock-grammar",
             "penstock-text",
             "penstock-model",
             "penstock-telemetry",
