@@ -128,6 +128,11 @@ impl Planner<'_> {
         self.convergence.pending.is_empty() || given_up
     }
 
+    /// This control plane may not have heard yet of gateways that live.
+    fn just_started(&self) -> bool {
+        self.now_ms < self.inventory.listening_since_ms.saturating_add(LIVENESS_MS)
+    }
+
     fn in_phase_ms(&self) -> u64 {
         self.now_ms.saturating_sub(self.rollout.phase_since_ms)
     }
@@ -291,8 +296,10 @@ impl Planner<'_> {
             },
             _ if !self.convergence.refused.is_empty() => wait(self.refusal()),
             _ if !self.converged() => wait(waiting(&self.convergence)),
-            Phase::Aborting
-                if self.now_ms < self.inventory.listening_since_ms.saturating_add(LIVENESS_MS) =>
+            // Workers give up the old revision next, so no gateway that is about to come back may still send to it.
+            Phase::Aborting | Phase::Draining
+                if self.just_started()
+                    && (rollout.phase == Phase::Aborting || self.convergence.live == 0) =>
             {
                 wait("waiting for gateways to come back after a start of the control plane".into())
             }

@@ -156,6 +156,14 @@ fn an_abort_is_not_over_before_gateways_had_time_to_come_back() {
     };
     let waits = "waiting for gateways to come back after a start of the control plane";
     assert_eq!(next(Phase::Aborting, &started), Err(waits.into()));
+    // Nor is a promotion, as long as no gateway is back: workers give up the old revision then.
+    assert_eq!(next(Phase::Draining, &started), Err(waits.into()));
+    let back = Inventory {
+        gateways: vec![gateway("a", 7)],
+        ..started.clone()
+    };
+    assert_eq!(next(Phase::Draining, &back), Ok((Phase::Succeeded, 1)));
+    assert_eq!(next(Phase::Aborting, &back), Err(waits.into()));
     let later = Inventory {
         listening_since_ms: NOW_MS - LIVENESS_MS,
         ..inventory(&[])

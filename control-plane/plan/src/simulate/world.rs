@@ -432,7 +432,8 @@ impl World {
             .filter(|gateway| gateway.view.live)
             .filter_map(|gateway| gateway.coming.map(|(_, due)| due));
         let ready = self.ready.as_ref().map(|(_, from)| *from);
-        let came_back = (rollout.phase == Phase::Aborting).then(|| self.listening_since + LIVENESS_MS);
+        let came_back = matches!(rollout.phase, Phase::Aborting | Phase::Draining)
+            .then(|| self.listening_since + LIVENESS_MS);
         let opens = self.opens.map(|at| self.since_start(at));
         let times = arrivals
             .chain(ready)
