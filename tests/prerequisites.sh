@@ -1,11 +1,14 @@
-# Installs what building and testing need beyond Rust: etcd, protoc (for the etcd client) and a Python environment
-# with the real clients that the end-to-end tests drive. Sourced by tests/run.sh and the continuous integration.
-# Does nothing where everything is there already.
+# Installs what building and testing need beyond Rust: etcd, protoc (for the etcd client), Prometheus, Chromium and a
+# Python environment with the real clients that the end-to-end tests drive. Sourced by tests/run.sh and the
+# continuous integration. Does nothing where everything is there already.
 
 penstock_packages=()
 command -v etcd >/dev/null || penstock_packages+=(etcd-server)
 command -v etcdctl >/dev/null || penstock_packages+=(etcd-client)
 command -v protoc >/dev/null || penstock_packages+=(protobuf-compiler)
+command -v prometheus >/dev/null || penstock_packages+=(prometheus)
+command -v chromium >/dev/null || penstock_packages+=(chromium)
+command -v chromedriver >/dev/null || penstock_packages+=(chromium-driver)
 command -v cc >/dev/null || penstock_packages+=(build-essential)
 command -v curl >/dev/null || penstock_packages+=(curl)
 python3 -c 'import ensurepip, venv' 2>/dev/null || penstock_packages+=(python3 python3-venv)
@@ -16,8 +19,16 @@ if [ "${#penstock_packages[@]}" -gt 0 ]; then
     fi
     echo "installing ${penstock_packages[*]}"
     apt-get update -qq
-    # The server is started by the tests themselves, never as a service.
+    # Servers are started by the tests themselves, never as services: Debian asks this file before it starts one.
+    penstock_policy=/usr/sbin/policy-rc.d
+    if [ -e "$penstock_policy" ]; then
+        penstock_policy=
+    else
+        printf '#!/bin/sh\nexit 101\n' >"$penstock_policy"
+        chmod +x "$penstock_policy"
+    fi
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${penstock_packages[@]}" >/dev/null
+    [ -z "$penstock_policy" ] || rm -f "$penstock_policy"
 fi
 
 export PENSTOCK_TEST_PYTHON=${PENSTOCK_TEST_PYTHON:-${XDG_CACHE_HOME:-$HOME/.cache}/penstock-test-python}

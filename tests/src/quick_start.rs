@@ -1,8 +1,8 @@
 //! The all-in-one as a new user starts it, on ports and data of its own.
 
 use crate::{Process, binary, eventually, free_port_pairs};
-use anyhow::Result;
-use std::{path::Path, process::Command, time::Duration};
+use anyhow::{Context as _, Result, ensure};
+use std::{io::Write as _, path::Path, process::Command, time::Duration};
 
 /// `penstock` with everything in one process.
 #[derive(Debug)]
@@ -65,5 +65,26 @@ impl QuickStart {
             .env("PENSTOCK_GATEWAY", format!("http://127.0.0.1:{}", self.gateway))
             .kill_on_drop(true);
         Ok(tokio::time::timeout(Duration::from_secs(60), command.output()).await??)
+    }
+
+    /// Ends the rollout that a new start begins with, so that a test can begin its own.
+    pub async fn make_room(&self) -> Result<()> {
+        self.succeed(&["rollout", "abort", "demo", "--reason", "makes room"])
+            .await
+    }
+
+    /// Applies a plan.
+    pub async fn apply(&self, plan: &str) -> Result<()> {
+        let mut file = tempfile::NamedTempFile::with_suffix(".yaml")?;
+        file.write_all(plan.as_bytes())?;
+        let path = file.path().to_str().context("a temporary path is text")?;
+        self.succeed(&["rollout", "apply", "-f", path]).await
+    }
+
+    async fn succeed(&self, arguments: &[&str]) -> Result<()> {
+        let output = self.ctl(arguments).await?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "ctl {arguments:?}: {said}");
+        Ok(())
     }
 }
