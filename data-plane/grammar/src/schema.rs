@@ -11,6 +11,7 @@ use crate::{compiler::with_style, error::GrammarError};
 mod keywords;
 mod references;
 mod rewrite;
+mod spelling;
 
 /// The schema that llguidance is to enforce.
 ///
@@ -47,7 +48,10 @@ pub(crate) fn explain(text: &str, message: String) -> GrammarError {
             "its branches are not plainly disjoint; tell them apart by a required property with a const in \
              each, or use anyOf"
         }
-        "maxProperties" => "with optional properties only a bound of 1 can be enforced; make them required",
+        "maxProperties" => {
+            "with optional properties only a bound of 1 can be enforced, and none beside patternProperties; make \
+             them required"
+        }
         _ => "its patterns must not overlap",
     };
     let others: &[&str] = match keyword {

@@ -11,7 +11,7 @@ const MOST_REQUIRED: u64 = 10_000;
 /// Most repetitions that an upper bound may allow; each is a state of the automaton.
 const MOST_ALLOWED: u64 = 1_000_000;
 
-/// Formats that llguidance makes automata of.
+/// Formats that llguidance makes automata of, as their grammars are; lengths and leap seconds are not counted.
 const FORMATS: &[&str] = &[
     "date-time",
     "time",

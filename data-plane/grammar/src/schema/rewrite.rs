@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 use super::{
     keywords::{Keyword, is_annotation},
     references::{resolve, step},
+    spelling::without_unspellable,
 };
 use crate::error::GrammarError;
 
@@ -107,12 +108,14 @@ impl<'a> Rewriter<'a> {
             "type" => plain(keyword.types())?,
             "enum" => plain(keyword.array().map(drop).and_then(|()| keyword.constant(value)))?,
             "const" => plain(keyword.constant(value))?,
-            "properties" => Some(self.members(keyword)?),
+            "properties" => Some(Value::Object(self.members(keyword)?)),
             "patternProperties" => {
                 for name in keyword.object()?.keys() {
                     crate::regex::check(name, Some(&step(pointer, name)))?;
                 }
-                Some(self.members(keyword)?)
+                let members = self.members(keyword)?.into_iter();
+                let spelled = members.map(|(name, schema)| (without_unspellable(&name), schema));
+                Some(Value::Object(spelled.collect()))
             }
             "additionalProperties" => Some(self.schema(value, pointer, false)?),
             "items" if value.is_array() => {
@@ -134,7 +137,10 @@ impl<'a> Rewriter<'a> {
             }
             "minimum" | "maximum" | "exclusiveMinimum" | "exclusiveMaximum" => plain(keyword.bound())?,
             "multipleOf" => plain(keyword.multiple())?,
-            "pattern" => plain(keyword.pattern())?,
+            "pattern" => {
+                keyword.pattern()?;
+                Some(without_unspellable(keyword.text()?).into())
+            }
             "format" => plain(keyword.format())?,
             "required" => plain(keyword.array().map(drop))?,
             "uniqueItems" | "nullable" if *value == Value::Bool(false) => None,
@@ -147,13 +153,13 @@ impl<'a> Rewriter<'a> {
     }
 
     /// Schemas by name.
-    fn members(&mut self, keyword: Keyword<'a, '_>) -> Result<Value, GrammarError> {
+    fn members(&mut self, keyword: Keyword<'a, '_>) -> Result<Map<String, Value>, GrammarError> {
         let mut written = Map::new();
         for (name, value) in keyword.object()? {
             let schema = self.schema(value, &step(keyword.pointer, name), false)?;
             written.insert(name.clone(), schema);
         }
-        Ok(Value::Object(written))
+        Ok(written)
     }
 
     /// Schemas in an array.
