@@ -8,8 +8,8 @@ use std::{fmt, time::Duration};
 use async_trait::async_trait;
 use bytes::Bytes;
 use etcd_client::{
-    Client, Compare, CompareOp, ConnectOptions, Error, GetOptions, KeyValue, KvClient, PutOptions,
-    ResponseHeader, Txn, TxnOp, TxnOpResponse,
+    Client, Compare, CompareOp, ConnectOptions, Error, GetOptions, GetResponse, KeyValue, KvClient,
+    PutOptions, ResponseHeader, Txn, TxnOp, TxnOpResponse,
 };
 use tokio::{sync::mpsc, time::Instant};
 use tokio_stream::wrappers::ReceiverStream;
@@ -23,6 +23,12 @@ use crate::{
 mod keep_alive;
 mod watch;
 
+/// Pauses before a read is tried again.
+const READ_PAUSES: [Duration; 3] = [
+    Duration::from_millis(20),
+    Duration::from_millis(100),
+    Duration::from_millis(300),
+];
 /// Longest that one call may take.
 const TIMEOUT: Duration = Duration::from_secs(3);
 /// A connection that answers no ping is given up.
@@ -81,7 +87,7 @@ impl fmt::Debug for EtcdStore {
 #[async_trait]
 impl Store for EtcdStore {
     async fn get(&self, key: &Key) -> Result<Option<Entry>, StoreError> {
-        let response = limited(kv(&self.client).get(key.to_string(), None)).await?;
+        let response = read(|| kv_get(&self.client, key.to_string(), None)).await?;
         response.kvs().first().map(entry).transpose()
     }
 
@@ -173,7 +179,7 @@ fn kv(client: &Client) -> KvClient {
 
 async fn list(client: &Client, prefix: Prefix) -> Result<Listing, StoreError> {
     let options = GetOptions::new().with_prefix();
-    let response = limited(kv(client).get(prefix.as_str(), Some(options))).await?;
+    let response = read(|| kv_get(client, prefix.as_str().to_owned(), Some(options.clone()))).await?;
     // A key that is none of ours spoils nothing else.
     let known = |kv: &KeyValue| {
         entry(kv)
@@ -185,6 +191,21 @@ async fn list(client: &Client, prefix: Prefix) -> Result<Listing, StoreError> {
         entries,
         revision: revision(response.header()),
     })
+}
+
+async fn kv_get(client: &Client, key: String, options: Option<GetOptions>) -> Result<GetResponse, Error> {
+    kv(client).get(key, options).await
+}
+
+/// A read that fails is tried again: the next one asks another member, and asking twice does no harm.
+async fn read<T, F: Future<Output = Result<T, Error>>>(call: impl Fn() -> F) -> Result<T, StoreError> {
+    for pause in READ_PAUSES {
+        match limited(call()).await {
+            Err(StoreError::Unavailable(_)) => tokio::time::sleep(pause).await,
+            done => return done,
+        }
+    }
+    limited(call()).await
 }
 
 /// Ends a call that takes too long.

@@ -255,6 +255,9 @@ pub(crate) struct Promote {
 pub(crate) struct Abort {
     /// Model; may be left out where one rollout exists.
     pub(crate) model: Option<String>,
+    /// Taken for the sake of scripts: an abort never asks.
+    #[arg(short, long)]
+    pub(crate) yes: bool,
     #[command(flatten)]
     pub(crate) change: Change,
 }

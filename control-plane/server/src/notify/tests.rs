@@ -6,9 +6,15 @@ use tokio_util::task::TaskTracker;
 
 use super::*;
 
-/// What a receiver got: headers and body; it answers with the codes that it was given, then with 200.
+/// What a receiver got, and the codes that it answers with before it goes on with 200.
+#[derive(Default)]
+struct Received {
+    messages: Vec<(HeaderMap, String)>,
+    codes: Vec<u16>,
+}
+
 #[derive(Clone, Default)]
-struct Receiver(Arc<Mutex<(Vec<(HeaderMap, String)>, Vec<u16>)>>);
+struct Receiver(Arc<Mutex<Received>>);
 
 async fn receive(
     State(receiver): State<Receiver>,
@@ -16,11 +22,11 @@ async fn receive(
     body: String,
 ) -> axum::http::StatusCode {
     let mut state = receiver.0.lock().unwrap();
-    state.0.push((headers, body));
-    let code = if state.1.is_empty() {
+    state.messages.push((headers, body));
+    let code = if state.codes.is_empty() {
         200
     } else {
-        state.1.remove(0)
+        state.codes.remove(0)
     };
     axum::http::StatusCode::from_u16(code).unwrap()
 }
@@ -28,7 +34,7 @@ async fn receive(
 impl Receiver {
     async fn start(codes: &[u16]) -> (Self, String) {
         let receiver = Self::default();
-        receiver.0.lock().unwrap().1 = codes.to_vec();
+        receiver.0.lock().unwrap().codes = codes.to_vec();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/hook/secret-path", listener.local_addr().unwrap());
         let router = Router::new()
@@ -40,13 +46,13 @@ impl Receiver {
 
     async fn until(&self, count: usize) -> Vec<(HeaderMap, String)> {
         for _ in 0..400 {
-            let got = self.0.lock().unwrap().0.clone();
+            let got = self.0.lock().unwrap().messages.clone();
             if got.len() >= count {
                 return got;
             }
             tokio::time::sleep(Duration::from_millis(25)).await;
         }
-        panic!("{count} messages did not come: {:?}", self.0.lock().unwrap().0);
+        panic!("{count} messages did not come: {:?}", self.0.lock().unwrap().messages);
     }
 }
 

@@ -94,7 +94,7 @@ impl Command<'_> {
     }
 
     pub(super) async fn abort(&mut self, args: Abort) -> Result<(), CtlError> {
-        let Abort { model, change } = args;
+        let Abort { model, change, .. } = args;
         let rollout = self.rollout(model).await?;
         let started = Instant::now();
         let request = AbortRolloutRequest {
