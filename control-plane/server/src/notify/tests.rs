@@ -52,7 +52,10 @@ impl Receiver {
             }
             tokio::time::sleep(Duration::from_millis(25)).await;
         }
-        panic!("{count} messages did not come: {:?}", self.0.lock().unwrap().messages);
+        panic!(
+            "{count} messages did not come: {:?}",
+            self.0.lock().unwrap().messages
+        );
     }
 }
 
