@@ -7,7 +7,8 @@ mod rollout;
 pub(crate) use fleet::{AuditArgs, Drain, GatewayVerb, ModelVerb, Override, Publish, Retire, WorkerVerb};
 pub(crate) use request::{Feedback, Generate, RequestAttributes, RouteTest, RouteVerb};
 pub(crate) use rollout::{
-    Abort, Amend, Apply, Change, Create, Diff, Get, History, Lint, Promote, RolloutVerb, Set, Step, Undo,
+    Abort, Amend, Apply, Change, Create, Diff, Get, History, Lint, Promote, RolloutVerb, Set, Simulate, Step,
+    Undo,
 };
 
 use crate::output::Format;

@@ -4,6 +4,7 @@ mod amend;
 mod manifest;
 mod report;
 mod share;
+mod simulate;
 
 use super::pick::{only, only_rollout};
 use crate::{
@@ -35,6 +36,9 @@ pub(crate) async fn run(
     let admin = match &verb {
         // Nobody needs to be asked.
         RolloutVerb::Lint(args) => return manifest::check(args, output, console),
+        RolloutVerb::Simulate(args) => {
+            return simulate::run(args.clone(), connection, output, console).await;
+        }
         RolloutVerb::Wait(_) => Admin::connect(&connection.patient()).await?,
         _ => Admin::connect(connection).await?,
     };
@@ -60,7 +64,7 @@ pub(crate) async fn run(
         RolloutVerb::History(args) => command.history(args).await,
         RolloutVerb::Explain(args) => command.explain(args.model).await,
         RolloutVerb::Diff(args) => command.diff(args).await,
-        RolloutVerb::Lint(_) => Ok(()),
+        RolloutVerb::Lint(_) | RolloutVerb::Simulate(_) => Ok(()),
         RolloutVerb::Wait(args) => command.wait(args.model, connection.limit).await,
     }
 }

@@ -2,7 +2,7 @@
 
 use super::user;
 use clap::Subcommand;
-use penstock_plan::Ppm;
+use penstock_plan::{Ppm, simulate::Approve};
 use std::path::PathBuf;
 
 #[derive(Debug, Clone, Subcommand)]
@@ -92,6 +92,13 @@ Examples:
   ctl rollout lint -f rollout.yaml
   ctl rollout lint -f rollout.yaml --rate 20/s     are the holds long enough for that traffic?")]
     Lint(Lint),
+    /// Run a plan in virtual time: what happens when, how soon a worse canary shows, the odds of a false abort.
+    #[command(after_help = "\
+Examples:
+  ctl rollout simulate                                    the plan in force, under the traffic of now
+  ctl rollout simulate -f rollout.yaml --rate 20/s        a plan to come; nobody is asked
+  ctl rollout simulate -f rollout.yaml --rate 20/s --error-rate 0.5% --canary-error-rate 5%")]
+    Simulate(Simulate),
     /// Wait until a rollout is over or needs somebody.
     #[command(after_help = "\
 Examples:
@@ -122,6 +129,7 @@ impl RolloutVerb {
             Self::Explain(_) => "rollout explain",
             Self::Diff(_) => "rollout diff",
             Self::Lint(_) => "rollout lint",
+            Self::Simulate(_) => "rollout simulate",
             Self::Wait(_) => "rollout wait",
         }
     }
@@ -172,6 +180,31 @@ pub(crate) struct Lint {
     /// Requests of the model, e.g. 20/s or 300/m, to check whether holds and samples fit them.
     #[arg(long, value_name = "RATE", value_parser = rate)]
     pub(crate) rate: Option<f64>,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Simulate {
+    /// Model whose plan in force is simulated; may be left out where one rollout exists.
+    #[arg(conflicts_with = "file")]
+    pub(crate) model: Option<String>,
+    /// Manifest, YAML or JSON; - is stdin.
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+    /// Requests of the model, e.g. 20/s or 300/m [default: what gateways count now].
+    #[arg(long, value_name = "RATE", value_parser = rate)]
+    pub(crate) rate: Option<f64>,
+    /// Share of stable's requests that fail.
+    #[arg(long, value_name = "SHARE", default_value = "0.5%")]
+    pub(crate) error_rate: Ppm,
+    /// Share of the canary's requests that fail [default: stable's].
+    #[arg(long, value_name = "SHARE")]
+    pub(crate) canary_error_rate: Option<Ppm>,
+    /// When approvals are given: at-once, never, or a time after they are asked for, e.g. 4h.
+    #[arg(long, value_name = "WHEN", default_value = "at-once", value_parser = approvals)]
+    pub(crate) approvals: Approve,
+    /// Seed of the requests' fates.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) seed: u64,
 }
 
 /// A rollout by its model.
@@ -319,6 +352,18 @@ pub(crate) struct Expect {
     /// Refuse, with exit code 4, unless the rollout is still at this store revision (see `rollout get`).
     #[arg(long, value_name = "N")]
     pub(crate) expect_revision: Option<u64>,
+}
+
+/// `at-once`, `never` or a time.
+fn approvals(text: &str) -> Result<Approve, String> {
+    match text {
+        "at-once" => Ok(Approve::AtOnce),
+        "never" => Ok(Approve::Never),
+        time => time
+            .parse()
+            .map(Approve::After)
+            .map_err(|error| format!("write at-once, never or a time such as 4h: {error}")),
+    }
 }
 
 /// `20/s`, `300/m` or `5000/h`, in requests a second.

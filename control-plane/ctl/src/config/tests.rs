@@ -113,8 +113,8 @@ fn a_bad_value_is_named_with_what_to_write() {
 }
 
 #[test]
-fn abort_has_nothing_to_ask() {
-    assert!(parse("rollout abort -y").is_err());
+fn abort_never_asks_and_scripts_may_say_yes_all_the_same() {
+    assert!(parse("rollout abort -y").is_ok());
     assert!(parse("rollout promote -y").is_ok());
 }
 

@@ -183,3 +183,31 @@ async fn lint_asks_nobody() {
         bad.out
     );
 }
+
+#[tokio::test]
+async fn a_plan_with_a_rate_is_simulated_without_asking_anybody() {
+    let steps = "steps: [{canary: 5%, hold: 1h}, {canary: 100%, bake: 1h}]\n";
+    let (_dir, path) = file(&format!("{PLAN}{steps}"));
+    let path = path.to_str().unwrap().to_owned();
+    let run = async |more: &[&str]| {
+        let mut words = vec!["rollout", "simulate", "-f", &path, "--rate", "50/s"];
+        words.extend(more);
+        answered("http://127.0.0.1:1", None, &words).await
+    };
+    let good = run(&["-o", "json"]).await;
+    assert_eq!(good.code, 0, "{}", good.err);
+    let told: serde_json::Value = serde_json::from_str(&good.out).unwrap();
+    assert_eq!(told["outcome"], "succeeded");
+    assert!(told["false_abort"].as_f64().unwrap() <= told["alpha"].as_f64().unwrap());
+    let table = run(&[]).await;
+    for part in ["demo at 50.000 requests/s", "soaking", "succeeded"] {
+        assert!(table.out.contains(part), "{part} in {}", table.out);
+    }
+    let wrong = run(&["--approvals", "soon"]).await;
+    assert_eq!(wrong.code, 2);
+    assert!(
+        wrong.err.contains("write at-once, never or a time"),
+        "{}",
+        wrong.err
+    );
+}

@@ -261,7 +261,9 @@ fn changed(before: &Value, after: &Value) -> String {
             text(&after["stable"])
         ));
     }
-    if before["share"] != after["share"] {
+    // What is created at nothing has not changed its share.
+    let moved = !before.is_null() || after["share"].as_u64() != Some(0);
+    if before["share"] != after["share"] && moved {
         words.push(format!("share {} → {}", share(before), share(after)));
     }
     if before["phase"] != after["phase"] {

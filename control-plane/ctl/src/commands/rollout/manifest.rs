@@ -139,7 +139,7 @@ fn difference(path: &str, text: &str, previous: &str) -> String {
 }
 
 /// The file's text; `-` is stdin.
-fn read(file: &Path) -> Result<String, CtlError> {
+pub(super) fn read(file: &Path) -> Result<String, CtlError> {
     let text = if file == Path::new("-") {
         let mut text = String::new();
         std::io::stdin().read_to_string(&mut text).map(|_| text)
@@ -152,7 +152,7 @@ fn read(file: &Path) -> Result<String, CtlError> {
     })
 }
 
-fn shown(file: &Path) -> String {
+pub(super) fn shown(file: &Path) -> String {
     if file == Path::new("-") {
         "stdin".to_owned()
     } else {
