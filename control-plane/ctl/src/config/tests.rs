@@ -119,6 +119,17 @@ fn abort_never_asks_and_scripts_may_say_yes_all_the_same() {
 }
 
 #[test]
+fn approvals_of_a_simulation_come_at_once_never_or_after_a_time() {
+    for when in ["at-once", "never", "4h"] {
+        assert!(parse(&format!("rollout simulate --approvals {when}")).is_ok());
+    }
+    let wrong = parse("rollout simulate --approvals soon")
+        .unwrap_err()
+        .to_string();
+    assert!(wrong.contains("write at-once, never or a time"), "{wrong}");
+}
+
+#[test]
 fn times_are_read_with_their_unit() {
     let millis = |text| duration(text).map(|time| time.as_millis()).ok();
     assert_eq!(millis("500ms"), Some(500));
