@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use crate::Config;
+use crate::{Config, balance::Policy};
 
 /// Takes requests over gRPC and HTTP, assigns each to a revision, and forwards it to a worker.
 #[derive(Debug, Clone, clap::Parser)]
@@ -48,6 +48,16 @@ pub struct Args {
     #[arg(long, value_name = "DIR", env = "PENSTOCK_GATEWAY_STATE_DIR")]
     state_dir: Option<PathBuf>,
 
+    /// How a worker is chosen among those of a revision
+    #[arg(
+        long,
+        value_name = "POLICY",
+        value_enum,
+        default_value = "prefix",
+        env = "PENSTOCK_GATEWAY_ROUTING"
+    )]
+    routing: Policy,
+
     /// Time that a request gets whose caller sets no grpc-timeout
     #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = parse_duration, env = "PENSTOCK_GATEWAY_DEFAULT_TIMEOUT")]
     default_timeout: Duration,
@@ -75,6 +85,7 @@ impl Args {
             region: self.region,
             node: self.node,
             state_dir: self.state_dir,
+            routing: self.routing,
             default_timeout: self.default_timeout,
             drain_timeout: self.drain_timeout,
             ..Config::new(self.control_planes)

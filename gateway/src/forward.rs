@@ -20,6 +20,7 @@ use tokio::{sync::watch, time::Instant};
 use tonic::{Code, Status};
 
 use crate::{
+    balance::{self, Glance, Want},
     counts::Ledger,
     error,
     feedback::Judged,
@@ -188,12 +189,14 @@ impl Forwarder {
         let copy = || {
             let (copy, most) = assigned.mirrored(rand::random_range(0..1_000_000))?;
             let permit = self.shadows.room()?;
-            let (_, peer) = self.pool.pick(copy.endpoints(), &HashSet::new())?;
+            let want = Arc::new(self.want(call, &copy));
+            let picked = self.pool.pick(copy.endpoints(), &HashSet::new(), &want)?;
             let message = shadow::shortened(&call.message, most)?;
             Some(Shadow {
-                request: request(peer.address(), call, &message, &copy).ok()?,
+                request: request(picked.peer.address(), call, &message, &copy).ok()?,
                 counts: copy.counts(&self.ledger),
-                peer,
+                lease: self.pool.lease(&picked, &want),
+                peer: picked.peer,
                 permit,
             })
         };
@@ -202,19 +205,32 @@ impl Forwarder {
         }
     }
 
+    /// What the request wants of a worker. Only prompts of Generate are read: a worker that tokenizes remembers
+    /// nothing.
+    fn want(&self, call: &Call, assigned: &Assigned) -> Want {
+        let glance = (call.method == GENERATE).then(|| Glance::of(call.message.payload()));
+        let session = call.headers.get(metadata::SESSION_ID).map(HeaderValue::as_bytes);
+        let namespace = balance::hash(0, assigned.revision.digest.as_bytes());
+        self.pool
+            .balancer()
+            .want(&glance.flatten().unwrap_or_default(), namespace, session)
+    }
+
     async fn send(&self, call: &mut Call, assigned: &Assigned) -> Result<Sent, Status> {
+        let want = Arc::new(self.want(call, assigned));
         let mut tried = HashSet::new();
         let mut last = None;
         for attempt in 0..ATTEMPTS {
-            let Some((endpoint, peer)) = self.pool.pick(assigned.endpoints(), &tried) else {
+            let Some(picked) = self.pool.pick(assigned.endpoints(), &tried, &want) else {
                 break;
             };
+            let (endpoint, peer) = (picked.endpoint, &picked.peer);
             if attempt > 0 {
                 call.observation.retried(&assigned.model);
             }
             call.observation.sent_to(&endpoint.id);
-            let lease = peer.lease();
-            match attempt_on(&peer, endpoint, call, assigned).await {
+            let lease = self.pool.lease(&picked, &want);
+            match attempt_on(peer, endpoint, call, assigned).await {
                 Ok(begun) => {
                     return Ok(Sent {
                         begun,

@@ -11,6 +11,7 @@
 //! a change; it is kept on disk, so that a gateway serves without a control plane. This crate refuses to tokenize,
 //! to queue and to decide a rollout.
 
+pub mod balance;
 pub mod config;
 mod counts;
 mod error;
@@ -62,6 +63,8 @@ pub struct Config {
     pub state_dir: Option<PathBuf>,
     /// What it serves at first where the state directory holds nothing.
     pub initial: View,
+    /// How a worker is chosen among those of a revision.
+    pub routing: balance::Policy,
     /// How long a request may take whose caller does not say how long it waits (`grpc-timeout`).
     pub default_timeout: Duration,
     /// How long requests in flight may go on once the gateway is told to end.
@@ -81,6 +84,7 @@ impl Config {
             node: None,
             state_dir: None,
             initial: View::default(),
+            routing: balance::Policy::default(),
             default_timeout: Duration::from_secs(600),
             drain_timeout: Duration::from_secs(30),
             metrics: Metrics::local(),

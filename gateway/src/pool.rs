@@ -1,12 +1,12 @@
-//! HTTP/2 connections to workers, and which worker gets the next request.
+//! HTTP/2 connections to workers, and the load of each.
 
 use std::{
     collections::{HashMap, HashSet},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant as StdInstant},
 };
 
 use bytes::Bytes;
@@ -14,7 +14,10 @@ use http_body_util::Full;
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use penstock_plan::Endpoint;
+use penstock_proto::v1::RequestStats;
 use tokio::{net::TcpStream, time::Instant};
+
+use crate::balance::{self, Balancer, Candidate, Ended, Expected, Load, Policy, Want};
 
 /// Connections to each worker: more than one, so that one lost packet does not hold up every stream.
 const CONNECTIONS: usize = 2;
@@ -29,17 +32,24 @@ const FIRST_STREAMS: usize = 1024;
 const PING_EVERY: Duration = Duration::from_secs(5);
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Chunks of prompts that the index remembers at most: about 12 MB.
+const NODES: usize = 1 << 17;
+
 type Sender = SendRequest<Full<Bytes>>;
 
-/// Every worker that requests were sent to, by address.
-#[derive(Debug, Default)]
-pub(crate) struct Pool(Mutex<HashMap<String, Arc<Peer>>>);
+/// Every worker that requests were sent to.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    balancer: Arc<Balancer>,
+    /// By address.
+    peers: Mutex<HashMap<String, Arc<Peer>>>,
+}
 
 /// One worker.
 #[derive(Debug)]
 pub(crate) struct Peer {
     address: String,
-    in_flight: AtomicUsize,
+    load: Mutex<Load>,
     cooling_since: Mutex<Option<Instant>>,
     next: AtomicUsize,
     connections: [tokio::sync::Mutex<Option<Sender>>; CONNECTIONS],
@@ -58,43 +68,82 @@ pub(crate) enum ConnectError {
     JustFailed,
 }
 
+/// A worker that was picked for a request.
+#[derive(Debug)]
+pub(crate) struct Picked<'e> {
+    pub(crate) endpoint: &'e Endpoint,
+    pub(crate) peer: Arc<Peer>,
+    /// Hash of its name.
+    id: u64,
+}
+
 /// Counts a request on its worker until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Lease(Arc<Peer>);
+pub(crate) struct Lease {
+    peer: Arc<Peer>,
+    balancer: Arc<Balancer>,
+    worker: u64,
+    want: Arc<Want>,
+    expected: Expected,
+}
 
 // === impl Pool ===
 
 impl Pool {
-    /// The less busy of two random workers among `endpoints`; those in `tried` are out, those that failed a moment
-    /// ago come last.
+    pub(crate) fn new(policy: Policy) -> Self {
+        Self {
+            balancer: Arc::new(Balancer::new(policy, NODES)),
+            peers: Mutex::default(),
+        }
+    }
+
+    /// Who chooses.
+    pub(crate) fn balancer(&self) -> &Balancer {
+        &self.balancer
+    }
+
+    /// One of `endpoints`; those in `tried` are out, those that failed a moment ago come last.
     pub(crate) fn pick<'e>(
         &self,
         endpoints: impl Iterator<Item = &'e Endpoint>,
         tried: &HashSet<String>,
-    ) -> Option<(&'e Endpoint, Arc<Peer>)> {
-        let candidates: Vec<_> = endpoints
+        want: &Want,
+    ) -> Option<Picked<'e>> {
+        let mut among: Vec<Picked<'e>> = endpoints
             .filter(|endpoint| !tried.contains(&endpoint.id))
-            .map(|endpoint| (endpoint, self.peer(&endpoint.address)))
+            .map(|endpoint| Picked {
+                endpoint,
+                peer: self.peer(&endpoint.address),
+                id: balance::hash(0, endpoint.id.as_bytes()),
+            })
             .collect();
-        let warm: Vec<_> = candidates.iter().filter(|(_, peer)| !peer.is_cooling()).collect();
-        let among = if warm.is_empty() {
-            candidates.iter().collect()
-        } else {
-            warm
-        };
-        let chosen = match among.len() {
-            0 => return None,
-            1 => among[0],
-            count => {
-                let first = rand::random_range(0..count);
-                // Another one than the first, each with the same chance.
-                let second = (first + rand::random_range(1..count)) % count;
-                std::cmp::min_by_key(among[first], among[second], |(_, peer)| {
-                    peer.in_flight.load(Ordering::Relaxed)
-                })
-            }
-        };
-        Some(chosen.clone())
+        if among.iter().any(|picked| !picked.peer.is_cooling()) {
+            among.retain(|picked| !picked.peer.is_cooling());
+        }
+        let now = StdInstant::now();
+        let candidates: Vec<Candidate> = among
+            .iter()
+            .map(|picked| Candidate {
+                id: picked.id,
+                load: picked.peer.load().total(want.tokens, now),
+            })
+            .collect();
+        let chosen = self.balancer.choose(want, &candidates, rand::random())?;
+        Some(among.swap_remove(chosen))
+    }
+
+    /// Counts a request where it was picked for.
+    pub(crate) fn lease(&self, picked: &Picked<'_>, want: &Arc<Want>) -> Lease {
+        let expected = self.balancer.expects(want, picked.id);
+        self.balancer.sent(want, picked.id);
+        picked.peer.load().begin(want.tokens);
+        Lease {
+            peer: picked.peer.clone(),
+            balancer: self.balancer.clone(),
+            worker: picked.id,
+            want: want.clone(),
+            expected,
+        }
     }
 
     /// Forgets workers that are gone, with their connections.
@@ -104,21 +153,26 @@ impl Pool {
             .map(|endpoint| endpoint.address.as_str())
             .collect();
         // A stream in flight holds its own peer and goes on.
-        self.0
+        self.peers
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .retain(|address, _| known.contains(address.as_str()));
+        let ids: HashSet<u64> = endpoints
+            .iter()
+            .map(|endpoint| balance::hash(0, endpoint.id.as_bytes()))
+            .collect();
+        self.balancer.retain(|id| ids.contains(&id));
     }
 
     /// The worker at `address`.
     pub(crate) fn peer(&self, address: &str) -> Arc<Peer> {
-        let mut peers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(peer) = peers.get(address) {
             return peer.clone();
         }
         let peer = Arc::new(Peer {
             address: address.to_owned(),
-            in_flight: AtomicUsize::new(0),
+            load: Mutex::new(Load::new(StdInstant::now())),
             cooling_since: Mutex::new(None),
             next: AtomicUsize::new(0),
             connections: Default::default(),
@@ -131,10 +185,9 @@ impl Pool {
 // === impl Peer ===
 
 impl Peer {
-    /// Counts one more request.
-    pub(crate) fn lease(self: &Arc<Self>) -> Lease {
-        self.in_flight.fetch_add(1, Ordering::Relaxed);
-        Lease(self.clone())
+    /// Its load.
+    pub(crate) fn load(&self) -> MutexGuard<'_, Load> {
+        self.load.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// It failed or takes no requests: others are asked first for a while.
@@ -194,14 +247,30 @@ impl Peer {
         self.cooling().is_some_and(|since| since.elapsed() < COOL_DOWN)
     }
 
-    fn cooling(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
+    fn cooling(&self) -> MutexGuard<'_, Option<Instant>> {
         self.cooling_since.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl Lease ===
+
+impl Lease {
+    /// What the worker says of the request, which has ended.
+    pub(crate) fn learn(&self, stats: &RequestStats) {
+        let sequences = u64::from(stats.running) + u64::from(stats.waiting);
+        self.peer.load().reported(sequences, StdInstant::now());
+        let ended = Ended {
+            prompt_tokens: stats.prompt_tokens,
+            cached_tokens: stats.cached_tokens,
+            completion_tokens: stats.completion_tokens,
+        };
+        self.balancer.ended(&self.want, self.worker, self.expected, ended);
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.peer.load().end(self.want.tokens, StdInstant::now());
     }
 }
 

@@ -30,7 +30,7 @@ pub(crate) struct Relay {
     deadline: Option<Pin<Box<Sleep>>>,
     endpoint: String,
     observation: Observation,
-    _lease: Lease,
+    lease: Lease,
     done: bool,
 }
 
@@ -54,7 +54,7 @@ impl Relay {
             deadline: deadline.map(|at| Box::pin(tokio::time::sleep_until(at))),
             endpoint,
             observation,
-            _lease: lease,
+            lease,
             done: false,
         }
     }
@@ -123,6 +123,9 @@ impl Relay {
             .get_bin(metadata_key())
             .and_then(|value| value.to_bytes().ok())
             .and_then(|bytes| RequestStats::decode(bytes).ok());
+        if let Some(stats) = &stats {
+            self.lease.learn(stats);
+        }
         match status.code() {
             Code::Ok => self.observation.end(Code::Ok, "", stats.as_ref()),
             code => self.observation.end(code, status.message(), stats.as_ref()),

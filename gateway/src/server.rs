@@ -135,7 +135,7 @@ impl Server {
             initial,
             ..SyncConfig::new(config.control_planes, node, uuid::Uuid::new_v4())
         };
-        let (pool, ledger) = (Arc::new(Pool::default()), Arc::new(Ledger::default()));
+        let (pool, ledger) = (Arc::new(Pool::new(config.routing)), Arc::new(Ledger::default()));
         let follow = Follow {
             sync,
             metrics: metrics.clone(),

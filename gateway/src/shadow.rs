@@ -14,7 +14,11 @@ use tokio::{
 };
 use tokio_util::task::TaskTracker;
 
-use crate::{counts::Entry, frames::Message, pool::Peer};
+use crate::{
+    counts::Entry,
+    frames::Message,
+    pool::{Lease, Peer},
+};
 
 /// Copies under way at most; more are not sent.
 const MOST: usize = 64;
@@ -31,6 +35,7 @@ pub(crate) struct Shadows {
 /// A copy that is ready to go.
 pub(crate) struct Shadow {
     pub(crate) peer: Arc<Peer>,
+    pub(crate) lease: Lease,
     pub(crate) request: Request<Full<Bytes>>,
     /// Where it counts.
     pub(crate) counts: Option<Arc<Entry>>,
@@ -70,6 +75,7 @@ impl Shadow {
     async fn run(self) {
         let Self {
             peer,
+            lease: _lease,
             mut request,
             counts,
             permit: _permit,
@@ -77,7 +83,6 @@ impl Shadow {
         request
             .headers_mut()
             .insert(metadata::MIRROR, HeaderValue::from_static("1"));
-        let _lease = peer.lease();
         let Ok(mut sender) = peer.sender().await else {
             return;
         };
