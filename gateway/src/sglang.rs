@@ -107,6 +107,7 @@ async fn read(body: Body) -> Result<Asked, Status> {
         sampling: Some(sampling(fields.object("sampling_params")?)?),
         top_logprobs: fields.flag("return_logprob")?.then_some(top),
         echo: false,
+        resume: None,
     };
     Ok(Asked {
         request,

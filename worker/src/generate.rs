@@ -26,7 +26,7 @@ pub(crate) use error::CallError;
 use metadata::CallMetadata;
 use observation::Observation;
 use relay::Relay;
-use reply::Reply;
+use reply::{Reply, ResumeError};
 use request::Generation;
 pub(crate) use request::{Input, Violation};
 pub(crate) use watch_words::WatchWords;
@@ -211,6 +211,10 @@ fn compose(
     if generation.echo {
         reply.echo(&prompt.ids, &served.prompt_text(&prompt));
     }
+    let resumed = match &generation.resume {
+        Some(resume) => resume_reply(&mut reply, resume, generation.echo.then_some(&prompt.ids))?,
+        None => &[],
+    };
     let rest = served
         .engine
         .context_length()
@@ -218,7 +222,8 @@ fn compose(
         .max(1);
     let sequence = Sequence {
         max_tokens: generation.max_tokens.map_or(rest, |tokens| tokens.min(rest)),
-        prompt: prompt.ids,
+        prompt: [&prompt.ids, resumed].concat(),
+        resumed: resumed.len(),
         sampling: generation.sampling,
         stop_token_ids,
         top_logprobs: generation.top_logprobs,
@@ -226,6 +231,28 @@ fn compose(
         namespace: 0,
     };
     Ok((reply, sequence))
+}
+
+/// Puts the reply where another worker left it; the tokens that it generated.
+fn resume_reply<'r>(
+    reply: &mut Reply,
+    resume: &'r v1::Resume,
+    echoed: Option<&Vec<u32>>,
+) -> Result<&'r [u32], Violation> {
+    let echoed = echoed.map_or(&[][..], Vec::as_slice);
+    let tokens = resume.token_ids.strip_prefix(echoed).ok_or_else(|| {
+        Violation::new(
+            "resume.token_ids",
+            "does not begin with the prompt, which is echoed",
+        )
+    })?;
+    reply
+        .resume(tokens, resume.text_offset)
+        .map_err(|error| match error {
+            ResumeError::Over { .. } => Violation::new("resume.token_ids", error.to_string()),
+            ResumeError::Offset { .. } => Violation::new("resume.text_offset", error.to_string()),
+        })?;
+    Ok(tokens)
 }
 
 async fn encode(served: Arc<Served>, mut generation: Generation) -> Result<(Generation, Prompt), CallError> {

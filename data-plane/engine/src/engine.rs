@@ -14,7 +14,7 @@ use std::{
 use penstock_model::Batch;
 
 use crate::{
-    Sequence, SubmitError, TokenStream,
+    Event, Finished, Sequence, SubmitError, TokenStream,
     runner::{Runner, RunnerError, RunnerInfo, SampledToken},
     scheduler::{QueuePlace, Running, Scheduler},
     stream,
@@ -201,6 +201,15 @@ impl Engine {
     /// The sequence cannot be run, or the queue is full.
     pub fn submit(&self, sequence: Sequence) -> Result<TokenStream, SubmitError> {
         self.check(&sequence)?;
+        if let Some(reason) = sequence.ended(self.shared.context_length) {
+            let (mut sink, tokens) = stream::channel();
+            let completion_tokens = sequence.resumed;
+            sink.close(Event::Finished(Finished {
+                reason,
+                completion_tokens,
+            }));
+            return Ok(tokens);
+        }
         let place = QueuePlace::take(&self.shared.waiting);
         let waiting = place.taken() - 1;
         let full = || SubmitError::QueueFull {
@@ -262,7 +271,8 @@ impl Engine {
             return Err(SubmitError::ShuttingDown);
         }
         sequence.sampling.validate()?;
-        let (prompt, context) = (sequence.prompt.len(), self.shared.context_length);
+        let context = self.shared.context_length;
+        let prompt = sequence.prompt.len().saturating_sub(sequence.resumed);
         if prompt == 0 {
             return Err(SubmitError::EmptyPrompt);
         }

@@ -19,6 +19,7 @@
 //!     top_logprobs: None,
 //!     deadline: None,
 //!     namespace: 0,
+//!     resumed: 0,
 //! })?;
 //! let mut tokens = 0;
 //! while let Some(event) = stream.blocking_next() {
@@ -67,6 +68,21 @@ pub struct Sequence {
     pub deadline: Option<Instant>,
     /// KV is shared only between sequences of one namespace (tenant, adapter).
     pub namespace: u64,
+    /// So many of the last ids of `prompt` are the reply's own, generated elsewhere: it goes on behind them as if they
+    /// had been generated here, and they are not told again. `max_tokens` counts them.
+    pub resumed: usize,
+}
+
+impl Sequence {
+    /// How the reply ended, if what was generated elsewhere is all of it.
+    pub(crate) fn ended(&self, context_length: usize) -> Option<FinishReason> {
+        let last = self.prompt.last().filter(|_| self.resumed > 0)?;
+        let room = context_length.saturating_sub(self.prompt.len() - self.resumed);
+        match self.stop_token_ids.contains(last) {
+            true => Some(FinishReason::StopToken(*last)),
+            false => (self.resumed >= self.max_tokens.min(room)).then_some(FinishReason::Length),
+        }
+    }
 }
 
 /// What a [`TokenStream`] yields. `Finished` or `Failed` is always the last.

@@ -135,6 +135,7 @@ pub(crate) fn sequence(prompt: &[u32], max_tokens: usize) -> Sequence {
         top_logprobs: None,
         deadline: None,
         namespace: 0,
+        resumed: 0,
     }
 }
 

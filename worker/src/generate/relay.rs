@@ -137,7 +137,9 @@ impl Relay {
         };
         match event {
             Event::Started { at, cached_tokens } => {
-                self.cached_tokens = u32::try_from(cached_tokens).unwrap_or(u32::MAX);
+                // What was resumed is computed like a prompt, and is none.
+                self.cached_tokens = u32::try_from(cached_tokens)
+                    .map_or(self.prompt_tokens, |cached| cached.min(self.prompt_tokens));
                 self.observation.started(at, self.cached_tokens);
                 Step::Continue
             }

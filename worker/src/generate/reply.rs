@@ -1,6 +1,6 @@
 //! Tokens to chunks: text, stop strings, log-probabilities, usage.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use penstock_engine::{FinishReason, Token};
 use penstock_proto::v1::{self, GenerateResponse, generate_response::StoppedBy};
@@ -26,6 +26,15 @@ pub(crate) struct Reply {
     completion_tokens: u32,
     repetition: Repetition,
     watched: WatchCounter,
+}
+
+/// Why a reply cannot be gone on with.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum ResumeError {
+    #[error("ends at a stop string with the token at {index}: there is nothing to go on with")]
+    Over { index: usize },
+    #[error("is {offset}, which is no boundary of a character in the {bytes} bytes that the tokens make")]
+    Offset { offset: u64, bytes: usize },
 }
 
 impl Reply {
@@ -59,6 +68,33 @@ impl Reply {
     pub(crate) fn echo(&mut self, ids: &[u32], text: &str) {
         self.chunk.token_ids.extend_from_slice(ids);
         self.chunk.text.push_str(text);
+    }
+
+    /// Takes the tokens that another worker generated. The client has them, and `text_offset` bytes of text.
+    pub(crate) fn resume(&mut self, ids: &[u32], text_offset: u64) -> Result<(), ResumeError> {
+        for (index, &id) in ids.iter().enumerate() {
+            let token = Token {
+                id,
+                at: Instant::now(),
+                logprob: None,
+                top: Vec::new(),
+            };
+            if self.push(&token).is_some() {
+                return Err(ResumeError::Over { index });
+            }
+        }
+        let text = std::mem::take(&mut self.chunk).text;
+        let rest = usize::try_from(text_offset)
+            .ok()
+            .and_then(|offset| text.get(offset..));
+        self.chunk.text = rest
+            .ok_or(ResumeError::Offset {
+                offset: text_offset,
+                bytes: text.len(),
+            })?
+            .to_owned();
+        self.text_taken = text_offset;
+        Ok(())
     }
 
     /// Takes the next token. Gives the stop string that it completes: then the reply is over, and later
@@ -178,7 +214,6 @@ fn logprob(tokenizer: &Tokenizer, token: &Token) -> v1::TokenLogprob {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::time::Instant;
 
     fn token(id: u32) -> Token {
         Token {
@@ -233,6 +268,40 @@ mod tests {
             prop_assert_eq!(&last.stopped_by, &whole[0].stopped_by);
             prop_assert_eq!(last.usage.unwrap().completion_tokens as usize, chunks.iter().map(|c| c.token_ids.len()).sum::<usize>());
         }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_resumed_anywhere_ends_the_same(
+            bytes in prop::collection::vec(prop_oneof![Just(b'a'), Just(b'b'), Just(0xE5u8), Just(0x9C), Just(0xB0)], 1..30),
+            cut in 0usize..30,
+        ) {
+            let whole = run(reply(&["abba"]), &bytes, || true);
+            let ids = |chunks: &[GenerateResponse]| -> Vec<u32> {
+                chunks.iter().flat_map(|chunk| chunk.token_ids.clone()).collect()
+            };
+            // The client has all chunks but the last ones.
+            let had = &whole[..cut.min(whole.len() - 1)];
+            let mut resumed = reply(&["abba"]);
+            prop_assert_eq!(resumed.resume(&ids(had), text(had).len() as u64), Ok(()));
+            let rest = run(resumed, &bytes[ids(had).len()..], || true);
+            prop_assert_eq!(text(had) + &text(&rest), text(&whole));
+            prop_assert_eq!([ids(had), ids(&rest)].concat(), ids(&whole));
+            let (last, end) = (rest.last().unwrap(), whole.last().unwrap());
+            prop_assert_eq!(last.usage.unwrap().completion_tokens, end.usage.unwrap().completion_tokens);
+            prop_assert_eq!(&last.stopped_by, &end.stopped_by);
+        }
+    }
+
+    #[test]
+    fn an_offset_that_the_text_does_not_have_is_refused() {
+        let bytes = 3;
+        for offset in [1, 4, u64::MAX] {
+            let resumed = reply(&[]).resume(&[0xE5, 0x9C, 0xB0], offset);
+            assert_eq!(resumed, Err(ResumeError::Offset { offset, bytes }));
+        }
+        let resumed = reply(&["a"]).resume(&[97, 97], 0);
+        assert_eq!(resumed, Err(ResumeError::Over { index: 0 }));
     }
 
     #[test]

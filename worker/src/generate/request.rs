@@ -25,6 +25,8 @@ pub(crate) struct Generation {
     pub(crate) max_tokens: Option<usize>,
     pub(crate) top_logprobs: Option<usize>,
     pub(crate) echo: bool,
+    /// What another worker generated of the reply.
+    pub(crate) resume: Option<v1::Resume>,
 }
 
 /// What to continue.
@@ -122,6 +124,7 @@ pub(crate) fn parse(
             max_tokens: wire.max_tokens.map(|tokens| tokens as usize),
             top_logprobs: request.top_logprobs.map(|count| count as usize),
             echo: request.echo,
+            resume: request.resume,
         }),
         _ => Err(violations),
     }

@@ -104,6 +104,7 @@ async fn warm(served: &Arc<Served>, prefix: String) -> Result<(), String> {
         top_logprobs: None,
         deadline: None,
         namespace: 0,
+        resumed: 0,
     };
     let mut tokens = served.engine.submit(sequence).map_err(|error| chain(&error))?;
     loop {

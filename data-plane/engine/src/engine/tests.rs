@@ -2,7 +2,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use super::*;
 use crate::{
-    Event, FakeConfig, FakeRunner, SamplingParams, SequenceError,
+    Event, FakeConfig, FakeRunner, FinishReason, SamplingParams, SequenceError,
     testing::{Heard, MemoryRunner, VOCAB_SIZE, reply, sequence},
 };
 
@@ -77,6 +77,43 @@ fn many_threads_get_their_own_replies() {
     assert_eq!(stats.prefix_hit_tokens, 19 * 4);
     assert_eq!(stats.faults, 0);
     assert!(stats.last_step_at.is_some());
+}
+
+#[test]
+fn a_reply_begun_elsewhere_goes_on_as_if_it_had_begun_here() {
+    let engine = start(config());
+    let prompt = [1, 2, 3, 4, 5];
+    let whole = reply(&prompt, 12);
+    for had in 0..=12 {
+        let resumed = Sequence {
+            resumed: had,
+            ..sequence(&[&prompt, &whole[..had]].concat(), 12)
+        };
+        let heard = Heard::all(&mut engine.submit(resumed).unwrap());
+        assert_eq!(heard.tokens, whole[had..], "{had} tokens were there");
+        let Some(Event::Finished(finished)) = heard.closing else {
+            panic!("it is finished");
+        };
+        assert_eq!(
+            (finished.reason, finished.completion_tokens),
+            (FinishReason::Length, 12)
+        );
+    }
+    let over = Sequence {
+        resumed: 2,
+        stop_token_ids: vec![whole[1]],
+        ..sequence(&[&prompt, &whole[..2]].concat(), 12)
+    };
+    let heard = Heard::all(&mut engine.submit(over).unwrap());
+    let Some(Event::Finished(finished)) = heard.closing else {
+        panic!("it is finished");
+    };
+    assert_eq!(finished.reason, FinishReason::StopToken(whole[1]));
+    let nothing = Sequence {
+        resumed: 3,
+        ..sequence(&[1, 2, 3], 12)
+    };
+    assert!(matches!(engine.submit(nothing), Err(SubmitError::EmptyPrompt)));
 }
 
 #[test]

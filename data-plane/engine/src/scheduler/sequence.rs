@@ -71,11 +71,13 @@ impl Drop for QueuePlace {
 impl Running {
     /// A sequence that waits. Its prompt is shorter than `context_length`.
     pub(crate) fn new(sequence: Sequence, sink: EventSink, place: QueuePlace, context_length: usize) -> Self {
-        let prompt_len = sequence.prompt.len();
-        let history = sequence
-            .sampling
-            .has_penalties()
-            .then(|| TokenHistory::of_prompt(&sequence.prompt));
+        let prompt_len = sequence.prompt.len() - sequence.resumed;
+        let history = sequence.sampling.has_penalties().then(|| {
+            let (prompt, reply) = sequence.prompt.split_at(prompt_len);
+            let mut history = TokenHistory::of_prompt(prompt);
+            reply.iter().for_each(|&id| history.generated(id));
+            history
+        });
         Self {
             prompt_len,
             computed: 0,
