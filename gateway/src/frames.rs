@@ -15,9 +15,9 @@ pub(crate) const MAX_REQUEST_BYTES: usize = 16 << 20;
 /// A caller gets so long to send its request.
 pub(crate) const READ_TIMEOUT: Duration = Duration::from_secs(30);
 /// The largest message that a reply may hold; an echo of the largest prompt fits.
-const MAX_REPLY_BYTES: usize = 64 << 20;
+pub(crate) const MAX_REPLY_BYTES: usize = 64 << 20;
 /// Flag and length.
-const PREFIX: usize = 5;
+pub(crate) const PREFIX: usize = 5;
 /// Number of the field `model` in every request of `Inference`.
 const MODEL: u32 = 1;
 
@@ -97,6 +97,12 @@ impl Message {
         let mut field = Vec::with_capacity(model.len() + 8);
         prost::encoding::string::encode(MODEL, &model.to_owned(), &mut field);
         Self::frame(&[self.payload(), &field])
+    }
+
+    /// This message with the fields of another: the last occurrence of a field counts, messages in it are merged and
+    /// lists are joined, as protobuf has it.
+    pub(crate) fn with(&self, other: &Self) -> Self {
+        Self::frame(&[self.payload(), other.payload()])
     }
 
     fn frame(parts: &[&[u8]]) -> Self {

@@ -2,24 +2,27 @@
 //!
 //! ```text
 //! gRPC ───────────────────▶┐                                      ┌▶ worker
-//! OpenAI, SGLang ─▶ encode ┴▶ assign ─▶ pick a worker ─▶ forward ─┴▶ worker (if the first did not begin)
+//! OpenAI, SGLang ─▶ encode ┴▶ assign ─▶ pick a worker ─▶ forward ─┴▶ worker (if the first fails)
 //!                               ▲ view: snapshot and endpoints
 //! control plane ─▶ subscription ┘◀─ state directory
 //! ```
 //!
-//! A gRPC reply passes through undecoded. The view is one value that is swapped whole, so that no request sees half
+//! A gRPC reply passes through undecoded; its frames are kept, so that another worker can go on with it. The view is one value that is swapped whole, so that no request sees half
 //! a change; it is kept on disk, so that a gateway serves without a control plane. This crate refuses to tokenize,
 //! to queue and to decide a rollout.
 
 pub mod balance;
+mod budget;
 pub mod config;
 mod counts;
+mod dispatch;
 mod error;
 mod feedback;
 mod fields;
 mod forward;
 mod frames;
 mod grpc;
+mod held;
 mod observe;
 mod openai;
 mod ops;

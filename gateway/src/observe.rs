@@ -16,7 +16,7 @@ use penstock_telemetry::{
     RequestIdentity,
     instruments::{GatewayMetrics, InFlight, RequestRecord, Served, TokenCounts},
     propagation,
-    semconv::{attribute, value},
+    semconv::{attribute, span, value},
 };
 use tonic::{Code, Status};
 
@@ -118,6 +118,19 @@ impl Observation {
     /// The worker failed before it had sent anything; another one is asked.
     pub(crate) fn retried(&self, model: &str) {
         self.metrics.retried(model);
+    }
+
+    /// The worker was lost in the middle of the reply; this one goes on.
+    pub(crate) fn resumed(&mut self, model: &str, endpoint: &str) {
+        self.metrics.resumed(model);
+        self.context.span().add_event(
+            span::RESUMED,
+            vec![
+                KeyValue::new(attribute::LOST_ENDPOINT, std::mem::take(&mut self.endpoint)),
+                KeyValue::new(attribute::ENDPOINT, endpoint.to_owned()),
+            ],
+        );
+        self.sent_to(endpoint);
     }
 
     /// Writes the span's context into the headers of the hop to the worker.

@@ -70,8 +70,9 @@ pub(crate) enum ConnectError {
 
 /// A worker that was picked for a request.
 #[derive(Debug)]
-pub(crate) struct Picked<'e> {
-    pub(crate) endpoint: &'e Endpoint,
+pub(crate) struct Picked {
+    /// Name of the worker.
+    pub(crate) endpoint: String,
     pub(crate) peer: Arc<Peer>,
     /// Hash of its name.
     id: u64,
@@ -108,32 +109,33 @@ impl Pool {
         endpoints: impl Iterator<Item = &'e Endpoint>,
         tried: &HashSet<String>,
         want: &Want,
-    ) -> Option<Picked<'e>> {
-        let mut among: Vec<Picked<'e>> = endpoints
+    ) -> Option<Picked> {
+        let mut among: Vec<(&Endpoint, Arc<Peer>)> = endpoints
             .filter(|endpoint| !tried.contains(&endpoint.id))
-            .map(|endpoint| Picked {
-                endpoint,
-                peer: self.peer(&endpoint.address),
-                id: balance::hash(0, endpoint.id.as_bytes()),
-            })
+            .map(|endpoint| (endpoint, self.peer(&endpoint.address)))
             .collect();
-        if among.iter().any(|picked| !picked.peer.is_cooling()) {
-            among.retain(|picked| !picked.peer.is_cooling());
+        if among.iter().any(|(_, peer)| !peer.is_cooling()) {
+            among.retain(|(_, peer)| !peer.is_cooling());
         }
         let now = StdInstant::now();
         let candidates: Vec<Candidate> = among
             .iter()
-            .map(|picked| Candidate {
-                id: picked.id,
-                load: picked.peer.load().total(want.tokens, now),
+            .map(|(endpoint, peer)| Candidate {
+                id: balance::hash(0, endpoint.id.as_bytes()),
+                load: peer.load().total(want.tokens, now),
             })
             .collect();
         let chosen = self.balancer.choose(want, &candidates, rand::random())?;
-        Some(among.swap_remove(chosen))
+        let (endpoint, peer) = among.swap_remove(chosen);
+        Some(Picked {
+            endpoint: endpoint.id.clone(),
+            peer,
+            id: candidates[chosen].id,
+        })
     }
 
     /// Counts a request where it was picked for.
-    pub(crate) fn lease(&self, picked: &Picked<'_>, want: &Arc<Want>) -> Lease {
+    pub(crate) fn lease(&self, picked: &Picked, want: &Arc<Want>) -> Lease {
         let expected = self.balancer.expects(want, picked.id);
         self.balancer.sent(want, picked.id);
         picked.peer.load().begin(want.tokens);
@@ -255,6 +257,11 @@ impl Peer {
 // === impl Lease ===
 
 impl Lease {
+    /// The worker was lost: others are asked first for a while.
+    pub(crate) fn cool(&self) {
+        self.peer.cool();
+    }
+
     /// What the worker says of the request, which has ended.
     pub(crate) fn learn(&self, stats: &RequestStats) {
         let sequences = u64::from(stats.running) + u64::from(stats.waiting);

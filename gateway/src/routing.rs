@@ -4,7 +4,9 @@ use std::{borrow::Cow, net::IpAddr, sync::Arc};
 
 use http::{HeaderMap, HeaderValue};
 use penstock_client::View;
-use penstock_plan::{AssignError, Attributes, Endpoint, FORWARDED_FOR, Reason, Revision, Route, Snapshot};
+use penstock_plan::{
+    AssignError, Attributes, Endpoint, EndpointSet, FORWARDED_FOR, Reason, Revision, Route, Snapshot,
+};
 use penstock_proto::metadata;
 use tonic::{Status, metadata::MetadataMap};
 
@@ -26,6 +28,7 @@ pub(crate) struct Assigned {
     /// Hash of the sticky key, if the request has one.
     pub(crate) key: Option<u64>,
     view: Arc<View>,
+    endpoints: Arc<EndpointSet>,
 }
 
 /// What assignment looks at.
@@ -79,6 +82,7 @@ pub(crate) fn assign(
         epoch: snapshot.epoch,
         key: key.map(|key| counts::key_hash(&key)),
         view: view.clone(),
+        endpoints: view.endpoints.clone(),
     })
 }
 
@@ -171,11 +175,16 @@ impl Assigned {
         })
     }
 
+    /// Looks at the workers of a newer view. Revision, epoch and counts stay those that decided.
+    pub(crate) fn refresh(&mut self, newer: Arc<View>) {
+        self.endpoints = newer.endpoints.clone();
+    }
+
     /// Whoever serves this very revision, by content.
     pub(crate) fn endpoints(&self) -> impl Iterator<Item = &Endpoint> {
         let serves =
             |endpoint: &&Endpoint| endpoint.serves(&self.model, &self.revision.name, &self.revision.digest);
-        self.view.endpoints.endpoints.iter().filter(serves)
+        self.endpoints.endpoints.iter().filter(serves)
     }
 
     /// Sets `x-model-version`, `x-rollout-epoch`, `x-assignment-reason` and `x-assignment-rule`.

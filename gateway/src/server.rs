@@ -153,6 +153,7 @@ impl Server {
             overrides,
             shadows: Arc::default(),
             judged: Arc::default(),
+            budget: Arc::default(),
             default_timeout: config.default_timeout,
         };
         let ports = Ports::open(listener, ops_listener, forwarder, config.metrics);

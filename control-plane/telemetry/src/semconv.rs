@@ -48,6 +48,8 @@ pub mod attribute {
     pub const ASSIGNMENT_RULE: &str = "penstock.assignment.rule";
     /// Worker that served.
     pub const ENDPOINT: &str = "penstock.endpoint";
+    /// Worker that was lost in the middle of a reply.
+    pub const LOST_ENDPOINT: &str = "penstock.endpoint.lost";
     /// Process role: gateway, worker, control-plane or ctl. The all-in-one is several.
     pub const COMPONENT: &str = "penstock.component";
     /// How a request ended: `ok` or the status in lower case.
@@ -102,6 +104,8 @@ pub mod span {
     pub const DECODE: &str = "decode";
     /// A compare-and-swap in the store.
     pub const STORE_COMMIT: &str = "store.commit";
+    /// Event: another worker goes on with a reply.
+    pub const RESUMED: &str = "resumed";
     /// A gateway swaps a snapshot in.
     pub const SNAPSHOT_APPLY: &str = "snapshot.apply";
 
@@ -131,6 +135,8 @@ pub mod metric {
     pub const FINISHED: &str = "penstock.finished";
     /// Counter: requests sent to another endpoint after a failure before the first token.
     pub const RETRIES: &str = "penstock.gateway.retries";
+    /// Replies that went on at another endpoint.
+    pub const RESUMES: &str = "penstock.gateway.resumes";
     /// Gauge: epoch of the snapshot applied.
     pub const APPLIED_EPOCH: &str = "penstock.gateway.epoch";
     /// Gauge: endpoints known.

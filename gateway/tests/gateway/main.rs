@@ -12,5 +12,6 @@ mod plan_changes;
 mod plane;
 mod process;
 mod reports;
+mod resume;
 mod rules;
 mod support;

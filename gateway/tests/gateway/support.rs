@@ -44,6 +44,8 @@ pub(crate) enum Behaviour {
     Silent,
     /// Says one chunk, then ends with a status.
     Break(Status),
+    /// Says everything but how it ended, then nothing, for ever.
+    Mute,
     /// Says one chunk that is not the last, and that all is well.
     Stop,
     /// Refuses.
@@ -162,18 +164,25 @@ impl Inference for Service {
         self.seen.started.fetch_add(1, Ordering::SeqCst);
         let (metadata, _, message) = request.into_parts();
         let logprobs = message.top_logprobs;
+        let had = message.resume.as_ref().map(|resume| resume.token_ids.len());
         self.seen.requests.lock().unwrap().push((metadata, message));
         let guard = CountDrop(self.seen.dropped.clone());
         let [first, last] = reply(logprobs);
         let items: Vec<Result<v1::GenerateResponse, Status>> = match &self.behaviour {
+            // Whatever ails it, it ends what others began.
+            _ if had == Some(1) => vec![Ok(last), Err(stats())],
             Behaviour::Speak => vec![Ok(first), Ok(last), Err(stats())],
+            Behaviour::Mute => vec![Ok(first), Ok(last)],
             Behaviour::Hang => vec![Ok(first)],
             Behaviour::Silent => vec![],
             Behaviour::Stop => vec![Ok(first)],
             Behaviour::Break(status) => vec![Ok(first), Err(status.clone())],
             Behaviour::Refuse(status) => return Err(status.clone()),
         };
-        let endless = matches!(self.behaviour, Behaviour::Hang | Behaviour::Silent);
+        let endless = matches!(
+            self.behaviour,
+            Behaviour::Hang | Behaviour::Silent | Behaviour::Mute
+        ) && had.is_none();
         let items = tokio_stream::iter(items);
         let stream: Chunks = match endless {
             true => Box::pin(items.chain(tokio_stream::pending())),

@@ -15,6 +15,7 @@ use opentelemetry::{
 pub struct GatewayMetrics {
     requests: RequestInstruments,
     retries: Counter<u64>,
+    resumes: Counter<u64>,
     nacks: Counter<u64>,
     epoch: Gauge<u64>,
     endpoints: Gauge<u64>,
@@ -37,6 +38,12 @@ impl GatewayMetrics {
                 "{request}",
                 "Requests sent to another endpoint after a failure before the first token",
             ),
+            resumes: counter(
+                &meter,
+                metric::RESUMES,
+                "{request}",
+                "Replies that went on at another endpoint when one was lost in the middle",
+            ),
             nacks: counter(&meter, metric::SNAPSHOT_NACKS, "{snapshot}", "Snapshots refused"),
             epoch: gauge(metric::APPLIED_EPOCH, "Epoch of the snapshot applied"),
             endpoints: gauge(metric::ENDPOINTS, "Endpoints known"),
@@ -57,6 +64,12 @@ impl GatewayMetrics {
     /// Records that a request went to another endpoint because one failed before its first token.
     pub fn retried(&self, model: &str) {
         self.retries
+            .add(1, &[KeyValue::new(attribute::MODEL, model.to_owned())]);
+    }
+
+    /// Records that a reply went on at another endpoint.
+    pub fn resumed(&self, model: &str) {
+        self.resumes
             .add(1, &[KeyValue::new(attribute::MODEL, model.to_owned())]);
     }
 

@@ -1,0 +1,387 @@
+//! One request to one worker, or to another if the first fails.
+
+use std::{collections::HashSet, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Version, header};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use penstock_proto::metadata;
+use tokio::time::{Instant, sleep, timeout};
+use tonic::{Code, Status};
+
+use crate::{
+    balance::{self, Glance, Want},
+    error,
+    forward::{Call, Forwarder, GENERATE},
+    frames::Message,
+    pool::{Lease, Peer, Picked},
+    routing::Assigned,
+    timeout as grpc_timeout,
+};
+
+/// Workers asked at most for one request.
+const ATTEMPTS: usize = 3;
+/// A reply whose worker was lost waits so long for another one to take it.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Pause before the workers are asked anew, unless the endpoints change before.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Headers of one connection, and those that the gateway writes itself; all others pass through.
+const OWN: [HeaderName; 21] = [
+    header::HOST,
+    header::CONNECTION,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    header::CONTENT_LENGTH,
+    header::CONTENT_TYPE,
+    header::TE,
+    // Credentials end here, and what a browser says of itself is of no use behind.
+    header::AUTHORIZATION,
+    header::COOKIE,
+    header::ACCEPT,
+    header::ACCEPT_ENCODING,
+    header::ACCEPT_LANGUAGE,
+    header::EXPECT,
+    header::ORIGIN,
+    header::REFERER,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("grpc-timeout"),
+    HeaderName::from_static("grpc-encoding"),
+    HeaderName::from_static("grpc-accept-encoding"),
+];
+
+/// A request with all that it takes to send it, as often as need be.
+pub(crate) struct Dispatch {
+    forwarder: Forwarder,
+    method: &'static str,
+    /// The caller's headers, without those of its connection, and the trace context.
+    headers: HeaderMap,
+    message: Message,
+    deadline: Option<Instant>,
+    assigned: Assigned,
+    want: Arc<Want>,
+    /// Workers that failed.
+    tried: HashSet<String>,
+}
+
+/// An attempt that brought no reply.
+pub(crate) struct Failed {
+    status: Status,
+    /// Another worker may do better.
+    retry: bool,
+    /// The worker itself may do better: its connection was closed before it saw the request.
+    unseen: bool,
+}
+
+/// What a worker began to answer.
+pub(crate) struct Begun {
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Incoming,
+    pub(crate) first: Option<Bytes>,
+    pub(crate) trailers: Option<HeaderMap>,
+}
+
+/// A reply that has begun, from whom, and that worker's count of it.
+pub(crate) struct Sent {
+    pub(crate) begun: Begun,
+    pub(crate) endpoint: String,
+    pub(crate) lease: Lease,
+}
+
+// === impl Dispatch ===
+
+impl Dispatch {
+    pub(crate) fn new(forwarder: Forwarder, call: &Call, assigned: Assigned) -> Self {
+        let mut headers = HeaderMap::with_capacity(call.headers.len() + 2);
+        for (name, value) in call.headers.iter().filter(|(name, _)| !OWN.contains(name)) {
+            headers.append(name, value.clone());
+        }
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+        // The gateway alone says what is a copy.
+        headers.remove(metadata::MIRROR);
+        call.observation.inject(&mut headers);
+        let mut dispatch = Self {
+            want: Arc::default(),
+            method: call.method,
+            headers,
+            message: call.message.clone(),
+            deadline: call.deadline,
+            assigned,
+            tried: HashSet::new(),
+            forwarder,
+        };
+        dispatch.want = Arc::new(dispatch.wanted());
+        dispatch
+    }
+
+    /// The same request with another message for another revision.
+    pub(crate) fn copied(&self, assigned: Assigned, message: Message) -> Self {
+        let mut copy = Self {
+            forwarder: self.forwarder.clone(),
+            headers: self.headers.clone(),
+            want: Arc::default(),
+            tried: HashSet::new(),
+            assigned,
+            message,
+            ..*self
+        };
+        copy.want = Arc::new(copy.wanted());
+        copy
+    }
+
+    pub(crate) fn assigned(&self) -> &Assigned {
+        &self.assigned
+    }
+
+    pub(crate) fn message(&self) -> &Message {
+        &self.message
+    }
+
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
+    /// Whether tokens come back.
+    pub(crate) fn generates(&self) -> bool {
+        self.method == GENERATE
+    }
+
+    /// The worker that is to be asked next.
+    pub(crate) fn pick(&self) -> Option<Picked> {
+        let endpoints = self.assigned.endpoints();
+        self.forwarder.pool.pick(endpoints, &self.tried, &self.want)
+    }
+
+    /// Counts the request where it was picked for.
+    pub(crate) fn lease(&self, picked: &Picked) -> Lease {
+        self.forwarder.pool.lease(picked, &self.want)
+    }
+
+    /// Sends the request and waits for the first part of the reply; `note` hears of each worker that is asked, and
+    /// how many were before.
+    pub(crate) async fn send(&mut self, mut note: impl FnMut(&str, usize)) -> Result<Sent, Status> {
+        let mut last = None;
+        for attempt in 0..ATTEMPTS {
+            let Some(picked) = self.pick() else { break };
+            note(&picked.endpoint, attempt);
+            match self.attempt(&picked).await {
+                Ok(sent) => return Ok(sent),
+                Err(failed) => {
+                    self.failed(&picked, &failed);
+                    let again = failed.unseen || failed.retry && self.forwarder.budget.spend();
+                    last = Some(failed.status);
+                    if !again {
+                        break;
+                    }
+                }
+            }
+        }
+        Err(last.unwrap_or_else(|| {
+            error::unavailable(format!(
+                "no worker serves {}@{} now",
+                self.assigned.model, self.assigned.revision.name
+            ))
+        }))
+    }
+
+    /// Goes on with a reply whose worker was lost, at whoever serves the same revision. `addition` says what the client
+    /// has of it, `why` what happened. Waits for a worker for a while: one may be about to come back.
+    pub(crate) async fn resume(mut self, addition: Message, why: Status) -> (Self, Result<Sent, Status>) {
+        let original = self.message.clone();
+        self.message = original.with(&addition);
+        let result = timeout(PATIENCE, self.ask_until_taken()).await;
+        self.message = original;
+        (self, result.unwrap_or(Err(why)))
+    }
+
+    /// The worker was lost in the middle of a reply.
+    pub(crate) fn lost(&mut self, endpoint: &str, lease: &Lease) {
+        lease.cool();
+        self.tried.insert(endpoint.to_owned());
+    }
+
+    async fn ask_until_taken(&mut self) -> Result<Sent, Status> {
+        let mut view = self.forwarder.view.clone();
+        loop {
+            self.assigned.refresh(view.borrow_and_update().clone());
+            if let Some(picked) = self.pick() {
+                match self.attempt(&picked).await {
+                    Ok(sent) => return Ok(sent),
+                    // A queue that is full now will have room: nobody gains if the reply is thrown away.
+                    Err(failed) if failed.retry || is_transient(failed.status.code()) => {
+                        self.failed(&picked, &failed);
+                    }
+                    Err(failed) => return Err(failed.status),
+                }
+            } else {
+                // Everybody failed: perhaps somebody is back.
+                self.tried.clear();
+                // Without a control plane the view never changes.
+                let changed = async {
+                    if view.changed().await.is_err() {
+                        std::future::pending::<()>().await;
+                    }
+                };
+                tokio::select! {
+                    _ = changed => {}
+                    () = sleep(PAUSE) => {}
+                }
+            }
+        }
+    }
+
+    async fn attempt(&self, picked: &Picked) -> Result<Sent, Failed> {
+        let lease = self.lease(picked);
+        let endpoint = &picked.endpoint;
+        let mut sender = picked.peer.sender().await.map_err(|error| Failed {
+            status: error::unavailable(format!("worker {endpoint} cannot be reached: {error}")),
+            retry: true,
+            unseen: false,
+        })?;
+        let request = self.request(&picked.peer)?;
+        let response = sender.send_request(request).await.map_err(|error| Failed {
+            status: error::unavailable(format!("worker {endpoint} did not answer: {error}")),
+            retry: true,
+            unseen: error.is_canceled() || error.is_closed(),
+        })?;
+        let (parts, body) = response.into_parts();
+        if parts.status != http::StatusCode::OK {
+            let message = format!("worker {endpoint} answered with HTTP status {}", parts.status);
+            return Err(Failed {
+                status: error::unavailable(message),
+                retry: true,
+                unseen: false,
+            });
+        }
+        Ok(Sent {
+            begun: begin(endpoint, parts.headers, body).await?,
+            endpoint: endpoint.clone(),
+            lease,
+        })
+    }
+
+    fn failed(&mut self, picked: &Picked, failed: &Failed) {
+        tracing::debug!(
+            endpoint = picked.endpoint,
+            error = failed.status.message(),
+            "a worker did not take a request"
+        );
+        if failed.retry && !failed.unseen {
+            picked.peer.cool();
+        }
+        if !failed.unseen {
+            self.tried.insert(picked.endpoint.clone());
+        }
+    }
+
+    /// What the request wants of a worker. Only prompts of Generate are read: a worker that tokenizes remembers
+    /// nothing.
+    fn wanted(&self) -> Want {
+        let glance = self.generates().then(|| Glance::of(self.message.payload()));
+        let session = self.headers.get(metadata::SESSION_ID).map(HeaderValue::as_bytes);
+        let namespace = balance::hash(0, self.assigned.revision.digest.as_bytes());
+        self.forwarder
+            .pool
+            .balancer()
+            .want(&glance.flatten().unwrap_or_default(), namespace, session)
+    }
+
+    /// The request as it goes to a worker.
+    pub(crate) fn request(&self, peer: &Peer) -> Result<Request<Full<Bytes>>, Failed> {
+        let address = peer.address();
+        let uri = format!("http://{address}/penstock.v1.Inference/{}", self.method);
+        let built = Request::post(uri)
+            .version(Version::HTTP_2)
+            .body(Full::new(self.message.framed()));
+        let mut request = built.map_err(|error| Failed {
+            status: Status::internal(format!("{address:?} cannot be asked: {error}")),
+            retry: true,
+            unseen: false,
+        })?;
+        let headers = request.headers_mut();
+        headers.clone_from(&self.headers);
+        self.assigned.tell(headers);
+        if let Some(at) = self.deadline {
+            let left = at.saturating_duration_since(Instant::now());
+            headers.insert("grpc-timeout", grpc_timeout::format(left));
+        }
+        Ok(request)
+    }
+}
+
+/// Whether another worker, or the same one later, may do better.
+fn is_transient(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Unavailable | Code::ResourceExhausted | Code::FailedPrecondition
+    )
+}
+
+/// Waits for the first data: until then another worker can take over without anybody noticing.
+async fn begin(endpoint: &str, headers: HeaderMap, mut body: Incoming) -> Result<Begun, Failed> {
+    if let Some(status) = Status::from_header_map(&headers) {
+        ended(status)?;
+        let trailers = Some(HeaderMap::from_iter([(
+            Status::GRPC_STATUS,
+            HeaderValue::from_static("0"),
+        )]));
+        return Ok(Begun {
+            headers,
+            body,
+            first: None,
+            trailers,
+        });
+    }
+    let gone = |why: String| Failed {
+        status: error::unavailable(format!("worker {endpoint} ended before its first token: {why}")),
+        retry: true,
+        unseen: false,
+    };
+    loop {
+        let frame = match body.frame().await {
+            Some(Ok(frame)) => frame,
+            Some(Err(error)) => return Err(gone(error.to_string())),
+            None => return Err(gone("it sent no status".into())),
+        };
+        match frame.into_data() {
+            Ok(data) if data.is_empty() => {}
+            Ok(data) => {
+                return Ok(Begun {
+                    headers,
+                    body,
+                    first: Some(data),
+                    trailers: None,
+                });
+            }
+            Err(frame) => {
+                let trailers = frame.into_trailers().unwrap_or_default();
+                ended(
+                    Status::from_header_map(&trailers)
+                        .unwrap_or_else(|| Status::unknown("the worker sent no status")),
+                )?;
+                return Ok(Begun {
+                    headers,
+                    body,
+                    first: None,
+                    trailers: Some(trailers),
+                });
+            }
+        }
+    }
+}
+
+/// A status before the first data.
+fn ended(status: Status) -> Result<(), Failed> {
+    match status.code() {
+        Code::Ok => Ok(()),
+        code => Err(Failed {
+            status,
+            retry: code == Code::Unavailable,
+            unseen: false,
+        }),
+    }
+}
