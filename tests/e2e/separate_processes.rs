@@ -11,7 +11,6 @@ use std::{
     },
     time::Duration,
 };
-use tonic::Code;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -70,27 +69,21 @@ async fn five_percent_of_users_stay_the_same_on_every_gateway_and_after_its_rest
 }
 
 #[tokio::test]
-async fn killing_a_worker_under_load_loses_at_most_the_streams_it_held() -> Result<()> {
+async fn killing_a_worker_under_load_loses_nothing() -> Result<()> {
     // Paced replies, so that streams are alive when the worker dies.
     let mut cluster = start(3, 2, &["--runner", "fake", "--pace", "20ms"]).await?;
     let gateways = [cluster.gateways[0].port, cluster.gateways[1].port];
 
-    let failed = Arc::new(AtomicUsize::new(0));
     let completed = Arc::new(AtomicUsize::new(0));
     let mut load = tokio::task::JoinSet::new();
     for stream in 0..24_usize {
-        let (failed, completed) = (failed.clone(), completed.clone());
+        let completed = completed.clone();
         let mut client = connect(gateways[stream % 2]).await?;
         load.spawn(async move {
             for _ in 0..10 {
-                match generate(&mut client, chat("demo", "Hello", 20), &[]).await {
-                    Ok(reply) if reply.complete => completed.fetch_add(1, Ordering::Relaxed),
-                    Ok(reply) => panic!("a stream ended without an end: {reply:?}"),
-                    Err(status) => {
-                        assert_eq!(status.code(), Code::Unavailable, "{status}");
-                        failed.fetch_add(1, Ordering::Relaxed)
-                    }
-                };
+                let reply = generate(&mut client, chat("demo", "Hello", 20), &[]).await;
+                assert!(reply.unwrap().complete, "a stream ended without an end");
+                completed.fetch_add(1, Ordering::Relaxed);
             }
         });
     }
@@ -99,10 +92,7 @@ async fn killing_a_worker_under_load_loses_at_most_the_streams_it_held() -> Resu
     while let Some(joined) = load.join_next().await {
         joined?;
     }
-    let (failed, completed) = (failed.load(Ordering::Relaxed), completed.load(Ordering::Relaxed));
-    assert_eq!(failed + completed, 240);
-    // 24 streams over three workers: one worker holds all of them at the very most, a third as a rule.
-    assert!(failed <= 16, "{failed} of 240 failed");
+    assert_eq!(completed.load(Ordering::Relaxed), 240);
 
     let mut client = connect(gateways[0]).await?;
     for _ in 0..20 {

@@ -1,0 +1,117 @@
+//! Streams outlive their workers.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use anyhow::Result;
+use futures_util::future::try_join_all;
+use penstock_proto::v1;
+use penstock_tests::{Client, Cluster, chat, connect, demo, get};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+use tonic::Request;
+
+/// Two workers hold half of them each.
+const STREAMS: usize = 128;
+const TOKENS: u32 = 160;
+/// Every stream has so many tokens when the worker dies.
+const BEGUN: usize = 5;
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Whole {
+    token_ids: Vec<u32>,
+    text: String,
+    usage: Option<(u32, u32)>,
+}
+
+/// Half of the requests are greedy, half are drawn with a seed and penalties.
+fn request(index: usize) -> v1::GenerateRequest {
+    let mut request = chat("demo", &format!("Tell me about the number {index}"), TOKENS);
+    let sampling = request.sampling.as_mut().unwrap();
+    sampling.ignore_eos = Some(true);
+    if index % 2 == 1 {
+        sampling.temperature = Some(1.0);
+        sampling.seed = Some(index as u64);
+        sampling.frequency_penalty = Some(0.3);
+    }
+    request
+}
+
+/// Reads one reply whole; no token and no byte may be missing or come twice.
+async fn ask(mut client: Client, index: usize, begun: Arc<AtomicUsize>) -> Result<Whole> {
+    let mut asked = Request::new(request(index));
+    asked.set_timeout(Duration::from_secs(240));
+    let mut chunks = client.generate(asked).await?.into_inner();
+    let mut whole = Whole::default();
+    while let Some(chunk) = chunks.message().await? {
+        anyhow::ensure!(whole.usage.is_none(), "stream {index} goes on after its end");
+        anyhow::ensure!(
+            chunk.text_offset == whole.text.len() as u64,
+            "stream {index} is at {} and says {}",
+            whole.text.len(),
+            chunk.text_offset
+        );
+        let before = whole.token_ids.len();
+        whole.token_ids.extend(&chunk.token_ids);
+        whole.text.push_str(&chunk.text);
+        whole.usage = chunk
+            .usage
+            .map(|usage| (usage.prompt_tokens, usage.completion_tokens));
+        if before < BEGUN && whole.token_ids.len() >= BEGUN {
+            begun.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+    anyhow::ensure!(whole.usage.is_some(), "stream {index} has no end");
+    Ok(whole)
+}
+
+async fn ask_all(port: u16, begun: &Arc<AtomicUsize>) -> Result<Vec<Whole>> {
+    let client = connect(port).await?;
+    let asked = (0..STREAMS).map(|index| ask(client.clone(), index, begun.clone()));
+    try_join_all(asked).await
+}
+
+#[tokio::test]
+async fn a_killed_worker_costs_no_stream_and_no_token() -> Result<()> {
+    let mut cluster = Cluster::start(None).await?;
+    let mut arguments = vec!["--dtype".to_owned(), "f32".to_owned()];
+    arguments.extend(["--max-running".to_owned(), "128".to_owned()]);
+    arguments.extend(demo(&["v1"]));
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    for _ in 0..2 {
+        cluster.add_worker(&arguments).await?;
+    }
+    cluster.add_gateway().await?;
+    let port = cluster.gateways[0].port;
+    let undisturbed = ask_all(port, &Arc::default()).await?;
+
+    let begun = Arc::new(AtomicUsize::new(0));
+    let asking = tokio::spawn({
+        let begun = begun.clone();
+        async move { ask_all(port, &begun).await }
+    });
+    while begun.load(Ordering::SeqCst) < STREAMS && !asking.is_finished() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    cluster.workers[0].process.kill()?;
+    let disturbed = asking.await??;
+    for (index, (disturbed, undisturbed)) in disturbed.iter().zip(&undisturbed).enumerate() {
+        assert_eq!(disturbed, undisturbed, "stream {index}");
+    }
+    let metrics = get(&format!("http://127.0.0.1:{}/metrics", cluster.gateways[0].ops)).await?;
+    let resumes: f64 = metrics
+        .body
+        .lines()
+        .filter(|line| line.starts_with("penstock_gateway_resumes"))
+        .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+        .sum();
+    assert!(
+        (48.0..=80.0).contains(&resumes),
+        "{resumes} of {STREAMS} streams went on at the other worker"
+    );
+    Ok(())
+}
