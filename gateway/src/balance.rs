@@ -10,8 +10,10 @@
 //! chunks. Gateways that never talk send a conversation to the same worker all the same, because the hash of its head
 //! ranks the workers.
 
+mod breaker;
 mod glance;
 mod index;
+mod limit;
 mod load;
 mod prefix;
 #[cfg(test)]
@@ -19,8 +21,10 @@ mod tests;
 
 use std::sync::{Mutex, PoisonError};
 
+pub use breaker::Breaker;
 pub use glance::Glance;
 use index::Index;
+pub use limit::Limit;
 pub use load::Load;
 pub use prefix::{Prefix, hash};
 
@@ -51,6 +55,8 @@ pub enum Policy {
 pub struct Want {
     /// Hashes of its prompt.
     pub prefix: Prefix,
+    /// Hash of the revision that it is for.
+    pub namespace: u64,
     /// Hash of its session.
     pub session: Option<u64>,
     /// Bytes of its prompt.
@@ -124,6 +130,7 @@ impl Balancer {
         let tokens = input.len() as f64 / bytes_per_token + reply_tokens.min(most);
         Want {
             prefix,
+            namespace,
             session: session.map(|session| hash(namespace, session)),
             bytes: input.len(),
             // Both parts are bounded by the size of a request.

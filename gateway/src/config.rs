@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use crate::{Config, balance::Policy};
+use crate::{Config, Overload, balance::Policy};
 
 /// Takes requests over gRPC and HTTP, assigns each to a revision, and forwards it to a worker.
 #[derive(Debug, Clone, clap::Parser)]
@@ -58,6 +58,31 @@ pub struct Args {
     )]
     routing: Policy,
 
+    /// Time that a request waits for a busy worker at most; one that would wait longer is refused at once
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = parse_duration, env = "PENSTOCK_GATEWAY_MAX_QUEUE_WAIT")]
+    max_queue_wait: Duration,
+
+    /// Requests that wait for one revision at most
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 1024,
+        env = "PENSTOCK_GATEWAY_MAX_QUEUE"
+    )]
+    max_queue: usize,
+
+    /// Tokens in flight at one worker at most; how many it really takes is learnt from its queue
+    #[arg(long, value_name = "N", default_value_t = 1 << 20, env = "PENSTOCK_GATEWAY_MAX_WORKER_TOKENS")]
+    max_worker_tokens: u64,
+
+    /// Requests of one tenant in a minute [default: any number]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), env = "PENSTOCK_GATEWAY_TENANT_REQUESTS_PER_MINUTE")]
+    tenant_requests_per_minute: Option<u64>,
+
+    /// Tokens of one tenant in a minute, prompts and replies [default: any number]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), env = "PENSTOCK_GATEWAY_TENANT_TOKENS_PER_MINUTE")]
+    tenant_tokens_per_minute: Option<u64>,
+
     /// Time that a request gets whose caller sets no grpc-timeout
     #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = parse_duration, env = "PENSTOCK_GATEWAY_DEFAULT_TIMEOUT")]
     default_timeout: Duration,
@@ -86,6 +111,13 @@ impl Args {
             node: self.node,
             state_dir: self.state_dir,
             routing: self.routing,
+            overload: Overload {
+                max_queue_wait: self.max_queue_wait,
+                max_queue: self.max_queue,
+                max_worker_tokens: self.max_worker_tokens,
+                tenant_requests_per_minute: self.tenant_requests_per_minute,
+                tenant_tokens_per_minute: self.tenant_tokens_per_minute,
+            },
             default_timeout: self.default_timeout,
             drain_timeout: self.drain_timeout,
             ..Config::new(self.control_planes)

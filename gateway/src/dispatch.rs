@@ -11,6 +11,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tonic::{Code, Status};
 
 use crate::{
+    admission::{self, Ask, Permit},
     balance::{self, Glance, Want},
     error,
     forward::{Call, Forwarder, GENERATE},
@@ -63,6 +64,9 @@ pub(crate) struct Dispatch {
     deadline: Option<Instant>,
     assigned: Assigned,
     want: Arc<Want>,
+    tenant: u64,
+    /// Its room, until it ends.
+    permit: Option<Permit>,
     /// Workers that failed.
     tried: HashSet<String>,
 }
@@ -111,6 +115,8 @@ impl Dispatch {
             message: call.message.clone(),
             deadline: call.deadline,
             assigned,
+            tenant: admission::tenant(&call.headers, call.peer),
+            permit: None,
             tried: HashSet::new(),
             forwarder,
         };
@@ -125,6 +131,7 @@ impl Dispatch {
             headers: self.headers.clone(),
             want: Arc::default(),
             tried: HashSet::new(),
+            permit: None,
             assigned,
             message,
             ..*self
@@ -148,6 +155,36 @@ impl Dispatch {
     /// Whether tokens come back.
     pub(crate) fn generates(&self) -> bool {
         self.method == GENERATE
+    }
+
+    /// Counts the request against its tenant's rates.
+    pub(crate) fn charge(&self) -> Result<(), Status> {
+        match self.generates() {
+            true => self.forwarder.admission.charge(self.tenant, self.want.tokens),
+            false => Ok(()),
+        }
+    }
+
+    /// Waits for room at the workers.
+    pub(crate) async fn admit(&mut self) -> Result<(), Status> {
+        if self.generates() {
+            let ask = Ask {
+                tenant: self.tenant,
+                tokens: self.want.tokens,
+                deadline: self.deadline,
+                limit: self.forwarder.pool.limit(self.assigned.endpoints(), &self.want),
+            };
+            let admission = self.forwarder.admission.clone();
+            self.permit = Some(admission.admit(self.want.namespace, ask).await?);
+        }
+        Ok(())
+    }
+
+    /// The request has ended, and was so many tokens.
+    pub(crate) fn settle(&self, tokens: u64) {
+        self.forwarder
+            .admission
+            .correct(self.tenant, self.want.tokens, tokens);
     }
 
     /// The worker that is to be asked next.
@@ -200,7 +237,7 @@ impl Dispatch {
 
     /// The worker was lost in the middle of a reply.
     pub(crate) fn lost(&mut self, endpoint: &str, lease: &Lease) {
-        lease.cool();
+        lease.lost();
         self.tried.insert(endpoint.to_owned());
     }
 
@@ -257,8 +294,10 @@ impl Dispatch {
                 unseen: false,
             });
         }
+        let begun = begin(endpoint, parts.headers, body).await?;
+        picked.peer.succeeded();
         Ok(Sent {
-            begun: begin(endpoint, parts.headers, body).await?,
+            begun,
             endpoint: endpoint.clone(),
             lease,
         })
@@ -270,8 +309,12 @@ impl Dispatch {
             error = failed.status.message(),
             "a worker did not take a request"
         );
-        if failed.retry && !failed.unseen {
-            picked.peer.cool();
+        match failed.status.code() {
+            _ if failed.unseen => {}
+            _ if failed.retry => picked.peer.eject(),
+            code if error::is_workers(code) => picked.peer.failed(),
+            Code::ResourceExhausted => picked.peer.refused(&self.want),
+            _ => picked.peer.succeeded(),
         }
         if !failed.unseen {
             self.tried.insert(picked.endpoint.clone());

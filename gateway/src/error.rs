@@ -26,6 +26,17 @@ pub(crate) fn unavailable(message: impl Into<String>) -> Status {
     Status::with_error_details(Code::Unavailable, message, details)
 }
 
+/// There is no room, or the caller has had its share.
+pub(crate) fn exhausted(message: impl Into<String>, retry_after: Duration) -> Status {
+    let details = ErrorDetails::with_retry_info(Some(retry_after));
+    Status::with_error_details(Code::ResourceExhausted, message, details)
+}
+
+/// Whether a code tells of a worker that is out of order, and not of load or of a request that cannot be served.
+pub(crate) fn is_workers(code: Code) -> bool {
+    matches!(code, Code::Unknown | Code::Internal | Code::DataLoss)
+}
+
 /// The caller's time is up.
 pub(crate) fn deadline() -> Status {
     Status::deadline_exceeded("the deadline of the request has passed")

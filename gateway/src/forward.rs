@@ -15,6 +15,7 @@ use tokio::{sync::watch, time::Instant};
 use tonic::Status;
 
 use crate::{
+    admission::Admission,
     budget::RetryBudget,
     counts::Ledger,
     dispatch::{Dispatch, Sent},
@@ -42,6 +43,7 @@ pub(crate) struct Forwarder {
     pub(crate) shadows: Arc<Shadows>,
     pub(crate) judged: Arc<Judged>,
     pub(crate) budget: Arc<RetryBudget>,
+    pub(crate) admission: Arc<Admission>,
     /// For requests whose caller does not say how long it waits.
     pub(crate) default_timeout: Duration,
 }
@@ -100,21 +102,30 @@ impl Forwarder {
         let asked = call.message.model()?;
         let assigned = routing::assign(&self.view(), &self.overrides, asked, call.caller())?;
         let counts = assigned.counts(&self.ledger);
-        call.observation.assigned(&assigned, counts);
         if asked != assigned.model {
             call.message = call.message.with_model(&assigned.model);
         }
-        self.budget.earn();
         let deadline = call.deadline;
         let mut dispatch = Dispatch::new(self.clone(), call, assigned);
+        // Who asks for too much is no affair of the revision.
+        dispatch
+            .charge()
+            .map_err(|status| dispatch.assigned().told(status))?;
+        call.observation.assigned(dispatch.assigned(), counts);
+        self.budget.earn();
         let observation = &mut call.observation;
         let model = dispatch.assigned().model.clone();
-        let sending = dispatch.send(|endpoint, attempt| {
-            if attempt > 0 {
-                observation.retried(&model);
-            }
-            observation.sent_to(endpoint);
-        });
+        let sending = async {
+            dispatch.admit().await?;
+            dispatch
+                .send(|endpoint, attempt| {
+                    if attempt > 0 {
+                        observation.retried(&model);
+                    }
+                    observation.sent_to(endpoint);
+                })
+                .await
+        };
         let sent = match deadline {
             Some(at) => tokio::time::timeout_at(at, sending)
                 .await

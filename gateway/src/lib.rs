@@ -8,9 +8,10 @@
 //! ```
 //!
 //! A gRPC reply passes through undecoded; its frames are kept, so that another worker can go on with it. The view is one value that is swapped whole, so that no request sees half
-//! a change; it is kept on disk, so that a gateway serves without a control plane. This crate refuses to tokenize,
-//! to queue and to decide a rollout.
+//! a change; it is kept on disk, so that a gateway serves without a control plane. This crate refuses to tokenize
+//! and to decide a rollout.
 
+mod admission;
 pub mod balance;
 mod budget;
 pub mod config;
@@ -45,6 +46,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use penstock_telemetry::Metrics;
 
+pub use admission::Overload;
 pub use penstock_client::View;
 pub use server::{Addresses, BuildError, RunError, Server};
 pub use state::StateError;
@@ -68,6 +70,8 @@ pub struct Config {
     pub initial: View,
     /// How a worker is chosen among those of a revision.
     pub routing: balance::Policy,
+    /// What bounds the work that it takes on.
+    pub overload: Overload,
     /// How long a request may take whose caller does not say how long it waits (`grpc-timeout`).
     pub default_timeout: Duration,
     /// How long requests in flight may go on once the gateway is told to end.
@@ -88,6 +92,7 @@ impl Config {
             state_dir: None,
             initial: View::default(),
             routing: balance::Policy::default(),
+            overload: Overload::default(),
             default_timeout: Duration::from_secs(600),
             drain_timeout: Duration::from_secs(30),
             metrics: Metrics::local(),

@@ -17,13 +17,11 @@ use penstock_plan::Endpoint;
 use penstock_proto::v1::RequestStats;
 use tokio::{net::TcpStream, time::Instant};
 
-use crate::balance::{self, Balancer, Candidate, Ended, Expected, Load, Policy, Want};
+use crate::balance::{self, Balancer, Breaker, Candidate, Ended, Expected, Limit, Load, Policy, Want};
 
 /// Connections to each worker: more than one, so that one lost packet does not hold up every stream.
 const CONNECTIONS: usize = 2;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// A worker that could not be reached or took no requests is passed over for so long, if there is another.
-const COOL_DOWN: Duration = Duration::from_secs(2);
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
 /// Streams on one connection before the worker has said how many it takes.
@@ -32,6 +30,8 @@ const FIRST_STREAMS: usize = 1024;
 const PING_EVERY: Duration = Duration::from_secs(5);
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Revisions of one worker whose limits are remembered at most.
+const SHARES: usize = 64;
 /// Chunks of prompts that the index remembers at most: about 12 MB.
 const NODES: usize = 1 << 17;
 
@@ -41,6 +41,8 @@ type Sender = SendRequest<Full<Bytes>>;
 #[derive(Debug)]
 pub(crate) struct Pool {
     balancer: Arc<Balancer>,
+    /// Tokens in flight at one worker at most.
+    most_tokens: u64,
     /// By address.
     peers: Mutex<HashMap<String, Arc<Peer>>>,
 }
@@ -50,9 +52,21 @@ pub(crate) struct Pool {
 pub(crate) struct Peer {
     address: String,
     load: Mutex<Load>,
-    cooling_since: Mutex<Option<Instant>>,
+    /// By revision: each has an engine and a queue of its own.
+    shares: Mutex<HashMap<u64, Share>>,
+    breaker: Mutex<Breaker>,
+    /// When it could not be reached last.
+    unreached: Mutex<Option<Instant>>,
+    most_tokens: u64,
     next: AtomicUsize,
     connections: [tokio::sync::Mutex<Option<Sender>>; CONNECTIONS],
+}
+
+/// What one revision of a worker takes, and has from here, in tokens.
+#[derive(Debug, Clone, Copy)]
+struct Share {
+    limit: Limit,
+    in_flight: u64,
 }
 
 /// Why a worker cannot be reached.
@@ -91,9 +105,10 @@ pub(crate) struct Lease {
 // === impl Pool ===
 
 impl Pool {
-    pub(crate) fn new(policy: Policy) -> Self {
+    pub(crate) fn new(policy: Policy, most_tokens: u64) -> Self {
         Self {
             balancer: Arc::new(Balancer::new(policy, NODES)),
+            most_tokens,
             peers: Mutex::default(),
         }
     }
@@ -114,10 +129,9 @@ impl Pool {
             .filter(|endpoint| !tried.contains(&endpoint.id))
             .map(|endpoint| (endpoint, self.peer(&endpoint.address)))
             .collect();
-        if among.iter().any(|(_, peer)| !peer.is_cooling()) {
-            among.retain(|(_, peer)| !peer.is_cooling());
-        }
         let now = StdInstant::now();
+        prefer(&mut among, |peer| !peer.breaker().is_open(now));
+        prefer(&mut among, |peer| peer.has_room(want));
         let candidates: Vec<Candidate> = among
             .iter()
             .map(|(endpoint, peer)| Candidate {
@@ -138,7 +152,7 @@ impl Pool {
     pub(crate) fn lease(&self, picked: &Picked, want: &Arc<Want>) -> Lease {
         let expected = self.balancer.expects(want, picked.id);
         self.balancer.sent(want, picked.id);
-        picked.peer.load().begin(want.tokens);
+        picked.peer.begin(want);
         Lease {
             peer: picked.peer.clone(),
             balancer: self.balancer.clone(),
@@ -146,6 +160,16 @@ impl Pool {
             want: want.clone(),
             expected,
         }
+    }
+
+    /// Tokens in flight that `endpoints` take together; those that fail do not count, if there are others.
+    pub(crate) fn limit<'e>(&self, endpoints: impl Iterator<Item = &'e Endpoint>, want: &Want) -> u64 {
+        let mut among: Vec<_> = endpoints
+            .map(|endpoint| (endpoint, self.peer(&endpoint.address)))
+            .collect();
+        let now = StdInstant::now();
+        prefer(&mut among, |peer| !peer.breaker().is_open(now));
+        among.iter().map(|(_, peer)| peer.limit(want.namespace)).sum()
     }
 
     /// Forgets workers that are gone, with their connections.
@@ -175,7 +199,10 @@ impl Pool {
         let peer = Arc::new(Peer {
             address: address.to_owned(),
             load: Mutex::new(Load::new(StdInstant::now())),
-            cooling_since: Mutex::new(None),
+            shares: Mutex::default(),
+            breaker: Mutex::default(),
+            unreached: Mutex::default(),
+            most_tokens: self.most_tokens,
             next: AtomicUsize::new(0),
             connections: Default::default(),
         });
@@ -192,9 +219,26 @@ impl Peer {
         self.load.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// It failed or takes no requests: others are asked first for a while.
-    pub(crate) fn cool(&self) {
-        *self.cooling() = Some(Instant::now());
+    /// It cannot be reached, or takes no requests: others are asked first for a while.
+    pub(crate) fn eject(&self) {
+        self.breaker().eject(StdInstant::now());
+    }
+
+    /// A request failed by its fault.
+    pub(crate) fn failed(&self) {
+        self.breaker().failed(StdInstant::now());
+    }
+
+    /// It answered as it should.
+    pub(crate) fn succeeded(&self) {
+        self.breaker().succeeded(StdInstant::now());
+    }
+
+    /// Its queue was full.
+    pub(crate) fn refused(&self, want: &Want) {
+        if let Some(share) = self.shares().get_mut(&want.namespace) {
+            share.limit.refused(share.in_flight);
+        }
     }
 
     /// `host:port`.
@@ -211,7 +255,7 @@ impl Peer {
             return Ok(sender.clone());
         }
         // Whoever waited here while somebody else failed has its answer: attempts must not queue up.
-        if self.cooling().is_some_and(|since| since >= began) {
+        if self.unreached().is_some_and(|since| since >= began) {
             return Err(ConnectError::JustFailed);
         }
         match tokio::time::timeout(CONNECT_TIMEOUT, connect(&self.address))
@@ -219,12 +263,11 @@ impl Peer {
             .unwrap_or(Err(ConnectError::Timeout))
         {
             Ok(sender) => {
-                *self.cooling() = None;
                 *connection = Some(sender.clone());
                 Ok(sender)
             }
             Err(error) => {
-                self.cool();
+                *self.unreached() = Some(Instant::now());
                 Err(error)
             }
         }
@@ -245,12 +288,56 @@ impl Peer {
             .unwrap_or(false)
     }
 
-    fn is_cooling(&self) -> bool {
-        self.cooling().is_some_and(|since| since.elapsed() < COOL_DOWN)
+    fn begin(&self, want: &Want) {
+        self.load().begin(want.tokens);
+        self.breaker().sent(StdInstant::now());
+        let mut shares = self.shares();
+        if shares.len() >= SHARES && !shares.contains_key(&want.namespace) {
+            shares.retain(|_, share| share.in_flight > 0);
+        }
+        let new = || Share {
+            limit: Limit::new(self.most_tokens),
+            in_flight: 0,
+        };
+        shares.entry(want.namespace).or_insert_with(new).in_flight += want.tokens;
     }
 
-    fn cooling(&self) -> MutexGuard<'_, Option<Instant>> {
-        self.cooling_since.lock().unwrap_or_else(PoisonError::into_inner)
+    fn end(&self, want: &Want) {
+        self.load().end(want.tokens, StdInstant::now());
+        if let Some(share) = self.shares().get_mut(&want.namespace) {
+            share.in_flight = share.in_flight.saturating_sub(want.tokens);
+        }
+    }
+
+    fn limit(&self, namespace: u64) -> u64 {
+        let shares = self.shares();
+        let limit = shares.get(&namespace).map(|share| share.limit);
+        limit.unwrap_or(Limit::new(self.most_tokens)).tokens()
+    }
+
+    fn has_room(&self, want: &Want) -> bool {
+        let shares = self.shares();
+        let room = |share: &Share| share.in_flight + want.tokens <= share.limit.tokens();
+        shares.get(&want.namespace).is_none_or(room)
+    }
+
+    fn shares(&self) -> MutexGuard<'_, HashMap<u64, Share>> {
+        self.shares.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn breaker(&self) -> MutexGuard<'_, Breaker> {
+        self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn unreached(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.unreached.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Keeps those that are `good`, unless none is.
+fn prefer(among: &mut Vec<(&Endpoint, Arc<Peer>)>, good: impl Fn(&Peer) -> bool) {
+    if among.iter().any(|(_, peer)| good(peer)) {
+        among.retain(|(_, peer)| good(peer));
     }
 }
 
@@ -258,14 +345,23 @@ impl Peer {
 
 impl Lease {
     /// The worker was lost: others are asked first for a while.
-    pub(crate) fn cool(&self) {
-        self.peer.cool();
+    pub(crate) fn lost(&self) {
+        self.peer.eject();
+    }
+
+    /// The reply ended with an error of the worker's.
+    pub(crate) fn failed(&self) {
+        self.peer.failed();
     }
 
     /// What the worker says of the request, which has ended.
     pub(crate) fn learn(&self, stats: &RequestStats) {
         let sequences = u64::from(stats.running) + u64::from(stats.waiting);
         self.peer.load().reported(sequences, StdInstant::now());
+        if let Some(share) = self.peer.shares().get_mut(&self.want.namespace) {
+            let (limit, in_flight) = (&mut share.limit, share.in_flight);
+            limit.reported(stats.running, stats.waiting, in_flight, self.want.tokens);
+        }
         let ended = Ended {
             prompt_tokens: stats.prompt_tokens,
             cached_tokens: stats.cached_tokens,
@@ -277,7 +373,7 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.peer.load().end(self.want.tokens, StdInstant::now());
+        self.peer.end(&self.want);
     }
 }
 

@@ -99,6 +99,8 @@ impl Relay {
     /// The reply cannot be understood: it counts as failed, and its worker's stream ends.
     pub(crate) fn refuse(&mut self, status: &Status) {
         self.observation.failed(status);
+        self.spare = None;
+        self.lease = None;
         self.upstream = None;
         self.resuming = None;
         self.done = true;
@@ -249,10 +251,19 @@ impl Relay {
             .get_bin(metadata_key())
             .and_then(|value| value.to_bytes().ok())
             .and_then(|bytes| RequestStats::decode(bytes).ok());
-        if let (Some(stats), Some(lease)) = (&stats, &self.lease) {
-            lease.learn(stats);
+        if let Some(lease) = self.lease.take() {
+            if let Some(stats) = &stats {
+                lease.learn(stats);
+            }
+            if error::is_workers(status.code()) {
+                lease.failed();
+            }
         }
-        self.lease = None;
+        // With it, the room that the request took is free.
+        let spare = self.spare.take();
+        if let (Some(stats), Some(dispatch)) = (&stats, spare.and_then(|spare| spare.dispatch)) {
+            dispatch.settle(u64::from(stats.prompt_tokens) + u64::from(stats.completion_tokens));
+        }
         match status.code() {
             Code::Ok => self.observation.end(Code::Ok, "", stats.as_ref()),
             code => self.observation.end(code, status.message(), stats.as_ref()),

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Config, StateError,
+    admission::Admission,
     counts::Ledger,
     forward::Forwarder,
     overrides::Overrides,
@@ -135,7 +136,10 @@ impl Server {
             initial,
             ..SyncConfig::new(config.control_planes, node, uuid::Uuid::new_v4())
         };
-        let (pool, ledger) = (Arc::new(Pool::new(config.routing)), Arc::new(Ledger::default()));
+        let (pool, ledger) = (
+            Arc::new(Pool::new(config.routing, config.overload.max_worker_tokens)),
+            Arc::new(Ledger::default()),
+        );
         let follow = Follow {
             sync,
             metrics: metrics.clone(),
@@ -154,6 +158,7 @@ impl Server {
             shadows: Arc::default(),
             judged: Arc::default(),
             budget: Arc::default(),
+            admission: Arc::new(Admission::new(config.overload)),
             default_timeout: config.default_timeout,
         };
         let ports = Ports::open(listener, ops_listener, forwarder, config.metrics);

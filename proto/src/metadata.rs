@@ -6,6 +6,8 @@ pub const USER_ID: &str = "x-user-id";
 pub const MODEL_VERSION: &str = "x-model-version";
 /// Where the request comes from.
 pub const REGION: &str = "x-region";
+/// Whose rates and share a request without a credential counts against.
+pub const TENANT_ID: &str = "x-tenant-id";
 /// What kind of device the request comes from.
 pub const DEVICE: &str = "x-device";
 /// Requests of one session prefer one worker.

@@ -161,6 +161,78 @@ fn work_that_ended_fades_and_reports_of_others_expire() {
     assert_eq!(load.total(10, start + Duration::from_secs(10)), 100);
 }
 
+#[test]
+fn a_limit_settles_at_what_the_worker_runs() {
+    // A worker of 32 places before which everybody asks for 100 tokens.
+    for first in [1, 20_000, 1 << 20] {
+        let mut limit = Limit::new(1 << 20);
+        limit.reported(32, 100, first, 100);
+        for _ in 0..500 {
+            let there = u32::try_from(limit.tokens() / 100).unwrap();
+            let waiting = there.saturating_sub(32);
+            limit.reported(there.min(32), waiting, u64::from(there) * 100, 100);
+        }
+        let there = limit.tokens() / 100;
+        assert!((32..=36).contains(&there), "{there} from {first}");
+    }
+    let mut idle = Limit::new(1 << 20);
+    for _ in 0..1000 {
+        idle.reported(1, 0, 100, 100);
+    }
+    assert_eq!(
+        idle,
+        Limit::new(1 << 20),
+        "nothing is learnt of a limit that is far away"
+    );
+    idle.refused(10_000);
+    assert_eq!(idle.tokens(), 9_000);
+}
+
+#[test]
+fn a_worker_that_cannot_be_reached_is_tried_again_by_one_request_at_a_time() {
+    use std::time::{Duration, Instant};
+    let start = Instant::now();
+    let after = |ms| start + Duration::from_millis(ms);
+    let mut breaker = Breaker::new();
+    assert!(!breaker.is_open(start));
+    breaker.eject(start);
+    // Others of the same failure change nothing.
+    breaker.eject(after(10));
+    assert!(breaker.is_open(after(1999)) && !breaker.is_open(after(2000)));
+    breaker.sent(after(2000));
+    assert!(breaker.is_open(after(2001)), "one finds out for the others");
+    breaker.eject(after(2002));
+    assert!(breaker.is_open(after(5999)), "twice as long");
+    breaker.sent(after(6100));
+    breaker.succeeded(after(6200));
+    assert!(!breaker.is_open(after(6200)));
+    for _ in 0..40 {
+        breaker.succeeded(after(6300));
+    }
+    breaker.eject(after(7000));
+    assert!(!breaker.is_open(after(9000)), "what was long ago is forgotten");
+}
+
+#[test]
+fn a_worker_that_fails_half_of_its_requests_is_ejected_and_a_single_failure_is_none() {
+    use std::time::Instant;
+    let now = Instant::now();
+    let mut breaker = Breaker::new();
+    for _ in 0..4 {
+        breaker.failed(now);
+    }
+    assert!(!breaker.is_open(now));
+    for _ in 0..20 {
+        breaker.succeeded(now);
+    }
+    breaker.failed(now);
+    assert!(!breaker.is_open(now), "5 of 25");
+    for _ in 0..30 {
+        breaker.failed(now);
+    }
+    assert!(breaker.is_open(now));
+}
+
 proptest! {
     #[test]
     fn whatever_decodes_is_seen_as_it_is(

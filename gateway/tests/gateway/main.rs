@@ -7,6 +7,7 @@ mod feedback;
 mod grpc;
 mod http_api;
 mod mirror;
+mod overload;
 mod overriding;
 mod plan_changes;
 mod plane;
