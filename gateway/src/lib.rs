@@ -22,6 +22,7 @@ mod feedback;
 mod fields;
 mod forward;
 mod frames;
+mod grammar;
 mod grpc;
 mod held;
 mod observe;

@@ -19,7 +19,7 @@ use crate::{
     error::bad_request,
     fields::{self, Fields, is_empty},
     forward::Forwarder,
-    frames,
+    frames, grammar,
     observe::Observation,
     openai::{error, sse},
     replies::{self, Asker},
@@ -101,13 +101,16 @@ async fn read(body: Body) -> Result<Asked, Status> {
         fields.refuse(name, is_empty)?;
     }
     let top = fields.integer("top_logprobs_num", 0, 20)?.unwrap_or(0);
+    let empty = Map::new();
+    let params = fields.object("sampling_params")?.unwrap_or(Fields::new(&empty));
     let request = v1::GenerateRequest {
         model: fields.text("model")?.unwrap_or_default().to_owned(),
         input: Some(input(fields)?),
-        sampling: Some(sampling(fields.object("sampling_params")?)?),
+        sampling: Some(sampling(params)?),
         top_logprobs: fields.flag("return_logprob")?.then_some(top),
         echo: false,
         resume: None,
+        grammar: grammar::of_generate(params)?,
     };
     Ok(Asked {
         request,
@@ -126,17 +129,8 @@ fn input(fields: Fields<'_>) -> Result<Input, Status> {
     }
 }
 
-fn sampling(fields: Option<Fields<'_>>) -> Result<v1::SamplingParams, Status> {
-    let empty = Map::new();
-    let fields = fields.unwrap_or(Fields::new(&empty));
-    for name in [
-        "json_schema",
-        "regex",
-        "ebnf",
-        "structural_tag",
-        "logit_bias",
-        "stop_regex",
-    ] {
+fn sampling(fields: Fields<'_>) -> Result<v1::SamplingParams, Status> {
+    for name in ["structural_tag", "stop_regex"] {
         fields.refuse(name, is_empty)?;
     }
     fields.refuse("n", |n| n.as_u64() == Some(1))?;
@@ -163,6 +157,8 @@ fn sampling(fields: Option<Fields<'_>>) -> Result<v1::SamplingParams, Status> {
         stop: fields.texts("stop", MAX_STOPS)?,
         stop_token_ids: fields.ids("stop_token_ids")?.unwrap_or_default(),
         ignore_eos: Some(fields.flag("ignore_eos")?),
+        logit_bias: grammar::logit_bias(fields)?,
+        min_tokens: fields.integer("min_new_tokens", 0, u32::MAX)?,
     })
 }
 

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 
 use crate::{
     generate::{CallError, Input, Violation, WatchWords},
+    grammars::Grammars,
     memory::Reservation,
 };
 
@@ -23,6 +24,7 @@ pub(crate) struct Served {
     pub(crate) engine: Engine,
     pub(crate) tokenizer: Arc<Tokenizer>,
     pub(crate) template: Option<ChatTemplate>,
+    pub(crate) grammars: Grammars,
     /// The checkpoint's end-of-sequence ids.
     pub(crate) eos_token_ids: Vec<u32>,
     /// Counted in its replies; a reply goes by those of its start.

@@ -117,13 +117,16 @@ impl InferenceService {
         let served = self.catalogue.find(&message.model, call.revision.as_deref())?;
         observation.resolved(&served, &call);
         let generation = request::parse(message, rand::random).map_err(CallError::Invalid)?;
-        let (generation, prompt) = encode(served.clone(), generation).await?;
+        let grammar = served.grammars.compile(generation.grammar.clone(), call.deadline);
+        let ((generation, prompt), grammar) = tokio::try_join!(encode(served.clone(), generation), grammar)?;
         // Drained while the text was tokenized: nothing new enters the engine.
         self.ready()?;
         let prompt_tokens = u32::try_from(prompt.ids.len()).unwrap_or(u32::MAX);
         let seed = generation.sampling.seed;
         observation.requested(&generation, prompt_tokens);
-        let (reply, sequence) = compose(&served, generation, prompt, call.deadline)?;
+        let (reply, mut sequence) = compose(&served, generation, prompt, call.deadline)?;
+        sequence.grammar = grammar;
+        follow_resumed(&mut sequence)?;
         // Before the call: the engine may start the sequence before it returns.
         let submitted = Instant::now();
         let tokens = served.engine.submit(sequence)?;
@@ -196,6 +199,11 @@ fn compose(
         let description = format!("has id {id}, which is outside the vocabulary of {vocab_size}");
         return Err(Violation::new("sampling.stop_token_ids", description).into());
     }
+    let biased = &generation.sampling.logit_bias;
+    if let Some((id, _)) = biased.iter().find(|&&(id, _)| id as usize >= vocab_size) {
+        let description = format!("has id {id}, which is outside the vocabulary of {vocab_size}");
+        return Err(Violation::new("sampling.logit_bias", description).into());
+    }
     let mut stop_token_ids = generation.stop_token_ids;
     if !generation.ignore_eos {
         stop_token_ids.extend_from_slice(&served.eos_token_ids);
@@ -208,6 +216,7 @@ fn compose(
         logprobs,
     );
     reply.watch(served.watch_words());
+    reply.at_least(generation.sampling.min_tokens);
     if generation.echo {
         reply.echo(&prompt.ids, &served.prompt_text(&prompt));
     }
@@ -229,6 +238,7 @@ fn compose(
         top_logprobs: generation.top_logprobs,
         deadline,
         namespace: 0,
+        grammar: None,
     };
     Ok((reply, sequence))
 }
@@ -253,6 +263,18 @@ fn resume_reply<'r>(
             ResumeError::Offset { .. } => Violation::new("resume.text_offset", error.to_string()),
         })?;
     Ok(tokens)
+}
+
+/// Puts the grammar where another worker left it.
+fn follow_resumed(sequence: &mut Sequence) -> Result<(), Violation> {
+    let resumed = &sequence.prompt[sequence.prompt.len() - sequence.resumed..];
+    let Some(grammar) = &mut sequence.grammar else {
+        return Ok(());
+    };
+    resumed
+        .iter()
+        .try_for_each(|&id| grammar.commit(id))
+        .map_err(|error| Violation::new("resume.token_ids", format!("do not follow the grammar: {error}")))
 }
 
 async fn encode(served: Arc<Served>, mut generation: Generation) -> Result<(Generation, Prompt), CallError> {

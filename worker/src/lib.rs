@@ -15,6 +15,7 @@
 mod catalogue;
 pub mod config;
 mod generate;
+mod grammars;
 mod late_store;
 mod load;
 mod memory;

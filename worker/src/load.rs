@@ -14,6 +14,7 @@ use penstock_text::{ChatTemplate, TextError, Tokenizer};
 use crate::{
     Config, Dtype, LoadProgress, MemoryError, ModelSpec, RunnerKind,
     catalogue::Served,
+    grammars::Grammars,
     memory::{Need, Reservation},
     progress::ObserveLoad,
     source::{FetchError, FetchProgress, Source, SourceError, fetch},
@@ -210,13 +211,20 @@ fn revision(config: &Config, request: Request) -> Result<Served, LoadErrorKind> 
         let register = request.metrics;
         register.register_engine(&spec.model, &spec.revision, move || observe(&engine))
     };
+    let tokenizer = Arc::new(parts.tokenizer);
     Ok(Served {
         labels: Labels::new(&spec.model, &spec.revision),
         model: spec.model.clone(),
         revision: spec.revision.clone(),
         digest: parts.digest,
         engine,
-        tokenizer: Arc::new(parts.tokenizer),
+        grammars: Grammars::new(
+            &spec.to_string(),
+            &tokenizer,
+            parts.vocab_size,
+            &parts.eos_token_ids,
+        ),
+        tokenizer,
         template: parts.template,
         eos_token_ids: parts.eos_token_ids,
         watch_words: RwLock::default(),
@@ -233,6 +241,8 @@ struct Parts {
     tokenizer: Tokenizer,
     template: Option<ChatTemplate>,
     eos_token_ids: Vec<u32>,
+    /// The model's, which may be larger than the tokenizer's.
+    vocab_size: usize,
     memory: Reservation,
 }
 
@@ -293,6 +303,7 @@ fn candle(config: &Config, request: &Request) -> Result<Parts, LoadErrorKind> {
         tokenizer,
         template,
         eos_token_ids,
+        vocab_size: model_config.vocab_size,
         memory,
     })
 }
@@ -333,6 +344,7 @@ fn fake(config: &Config, request: &Request, pace: Duration) -> Result<Parts, Loa
         .to_string();
     check_digest(request, &digest)?;
     Ok(Parts {
+        vocab_size: tokenizer.vocab_size(),
         runner: Box::new(runner),
         num_pages: (config.max_running * FAKE_CONTEXT).div_ceil(config.page_size),
         digest,

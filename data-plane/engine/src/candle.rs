@@ -75,6 +75,7 @@ fn failure(reason: String) -> RunnerError {
 mod tests {
     use std::path::Path;
 
+    use penstock_grammar::{Grammar, GrammarCompiler, Vocabulary};
     use penstock_model::{CacheLayout, Device, Dtype, LoadOptions};
 
     use super::*;
@@ -142,5 +143,61 @@ mod tests {
             assert_eq!(together, alone, "page size {page_size}");
             assert!(engine.stats().prefix_hit_tokens >= 4 * 64);
         }
+    }
+
+    #[test]
+    fn a_constrained_model_writes_what_its_schema_wants_alone_and_in_company() {
+        let schema = r#"{"type":"object","properties":{"city":{"type":"string","maxLength":20},
+            "people":{"type":"integer","minimum":0,"maximum":99999999},"capital":{"type":"boolean"}},
+            "required":["city","people","capital"],"additionalProperties":false}"#;
+        let (compiler, tokenizer) = demo_grammars();
+        let grammar = compiler.compile(&Grammar::JsonSchema(schema.into())).unwrap();
+        let constrained = |end| Sequence {
+            max_tokens: 100,
+            grammar: Some(grammar.matcher()),
+            ..greedy(&prompt(end))
+        };
+        let engine = start(EngineConfig::default());
+        let mut streams: Vec<_> = (0..6)
+            .map(|end| match end % 2 {
+                0 => engine.submit(constrained(end)).unwrap(),
+                _ => engine.submit(greedy(&prompt(end))).unwrap(),
+            })
+            .collect();
+        let together: Vec<Heard> = streams.iter_mut().map(Heard::all).collect();
+        for (end, together) in (0..).zip(&together) {
+            let engine = start(EngineConfig::default());
+            let alone = match end % 2 {
+                0 => Heard::all(&mut engine.submit(constrained(end)).unwrap()),
+                _ => Heard::all(&mut engine.submit(greedy(&prompt(end))).unwrap()),
+            };
+            assert_eq!(alone.tokens, together.tokens);
+            if end % 2 == 0 {
+                let text = tokenizer.decode(&alone.tokens, true).unwrap();
+                let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+                assert!(
+                    value["people"].is_u64() && value["capital"].is_boolean(),
+                    "{text}"
+                );
+                assert!(engine.stats().forced_tokens > 0);
+                assert!(alone.logprobs.iter().all(|logprob| logprob.unwrap().is_finite()));
+            }
+        }
+    }
+
+    /// A compiler of grammars for the demo model's vocabulary, which is byte-level BPE.
+    fn demo_grammars() -> (GrammarCompiler, tokenizers::Tokenizer) {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/models/demo/v1/tokenizer.json");
+        let tokenizer = tokenizers::Tokenizer::from_file(path).unwrap();
+        let special: Vec<u32> = tokenizer.get_added_tokens_decoder().into_keys().collect();
+        let decode = |id| tokenizer.decode(&[id], false).unwrap();
+        let tokens = (0..tokenizer.get_vocab_size(true) as u32).map(decode);
+        // Parts of characters are left out: they decode to U+FFFD.
+        let bytes = tokens.map(|text| match text.contains('\u{FFFD}') {
+            true => Vec::new(),
+            false => text.into_bytes(),
+        });
+        let vocabulary = Vocabulary::new(bytes.collect(), &special, &special).unwrap();
+        (GrammarCompiler::new(vocabulary, Default::default()), tokenizer)
     }
 }

@@ -70,8 +70,10 @@ pub struct EngineStats {
     pub cached_pages: usize,
     /// Steps run.
     pub steps: u64,
-    /// Tokens sampled.
+    /// Tokens generated.
     pub tokens_generated: u64,
+    /// Those of them that a grammar left no choice about, taken without a step of their own.
+    pub forced_tokens: u64,
     /// Prompt tokens looked up in the prefix cache.
     pub prefix_lookup_tokens: u64,
     /// Those of them found.
@@ -207,6 +209,7 @@ impl Engine {
             sink.close(Event::Finished(Finished {
                 reason,
                 completion_tokens,
+                grammar_satisfied: sequence.grammar.map(|mut grammar| grammar.may_stop()),
             }));
             return Ok(tokens);
         }
@@ -280,6 +283,14 @@ impl Engine {
             return Err(SubmitError::PromptTooLong { prompt, context });
         }
         let vocab_size = self.shared.vocab_size;
+        if let Some(grammar) = sequence
+            .grammar
+            .as_ref()
+            .map(|grammar| grammar.vocabulary().len())
+            && grammar > vocab_size
+        {
+            return Err(SubmitError::GrammarVocabulary { grammar, vocab_size });
+        }
         match sequence.prompt.iter().position(|&id| id as usize >= vocab_size) {
             Some(position) => Err(SubmitError::TokenOutOfRange {
                 id: sequence.prompt[position],

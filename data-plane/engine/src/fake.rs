@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use penstock_grammar::TokenMask;
 use penstock_model::Batch;
 
 use crate::{
@@ -54,6 +55,15 @@ impl FakeRunner {
     }
 }
 
+/// The token that was meant where the mask has it, else one that it has.
+fn constrained(mask: &TokenMask, id: u32, mixed: u64) -> u32 {
+    let nth = usize::try_from(mixed % mask.count().max(1) as u64).unwrap_or(0);
+    match mask.allows(id) {
+        true => id,
+        false => mask.iter().nth(nth).unwrap_or(id),
+    }
+}
+
 impl Runner for FakeRunner {
     fn vocab_size(&self) -> usize {
         self.config.vocab_size
@@ -86,6 +96,16 @@ impl Runner for FakeRunner {
                 .wrapping_add(sequence.context_len as u64 * 7);
             let span = u64::from(range.end - range.start).max(1);
             let id = range.start + u32::try_from(mixed % span).unwrap_or(0);
+            let id = match request.grammar {
+                None => id,
+                Some(grammar) => match grammar.with_mask(|mask| constrained(mask, id, mixed)) {
+                    Ok(id) => id,
+                    Err(error) => {
+                        out.push(Err(error.into()));
+                        continue;
+                    }
+                },
+            };
             let top = (0..request.top_logprobs.unwrap_or(0))
                 .map(|rank| (id, -(rank as f32)))
                 .collect();

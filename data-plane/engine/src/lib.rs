@@ -20,6 +20,7 @@
 //!     deadline: None,
 //!     namespace: 0,
 //!     resumed: 0,
+//!     grammar: None,
 //! })?;
 //! let mut tokens = 0;
 //! while let Some(event) = stream.blocking_next() {
@@ -32,6 +33,7 @@
 use std::time::{Duration, Instant};
 
 mod candle;
+mod constraint;
 mod engine;
 mod fake;
 mod runner;
@@ -43,8 +45,10 @@ mod stream;
 mod testing;
 
 pub use candle::CandleRunner;
+pub use constraint::Constraint;
 pub use engine::{Engine, EngineConfig, EngineEnd, EngineError, EngineStats};
 pub use fake::{FakeConfig, FakeRunner};
+pub use penstock_grammar::{Matcher, MatcherError};
 pub use penstock_model::Batch;
 pub use runner::{Runner, RunnerError, RunnerInfo, SampleRequest, SampledToken, TokenHistory};
 pub use sampler::Sampler;
@@ -71,6 +75,9 @@ pub struct Sequence {
     /// So many of the last ids of `prompt` are the reply's own, generated elsewhere: it goes on behind them as if they
     /// had been generated here, and they are not told again. `max_tokens` counts them.
     pub resumed: usize,
+    /// What the reply must satisfy, behind what is resumed; its vocabulary is the model's. Tokens that it leaves no
+    /// choice about are taken without sampling, and the reply ends where it ends.
+    pub grammar: Option<Matcher>,
 }
 
 impl Sequence {
@@ -78,9 +85,14 @@ impl Sequence {
     pub(crate) fn ended(&self, context_length: usize) -> Option<FinishReason> {
         let last = self.prompt.last().filter(|_| self.resumed > 0)?;
         let room = context_length.saturating_sub(self.prompt.len() - self.resumed);
-        match self.stop_token_ids.contains(last) {
-            true => Some(FinishReason::StopToken(*last)),
-            false => (self.resumed >= self.max_tokens.min(room)).then_some(FinishReason::Length),
+        let grammar_ended = self.grammar.as_ref().is_some_and(Matcher::is_stopped);
+        let may_be_stopped = grammar_ended || self.resumed > self.sampling.min_tokens;
+        if self.stop_token_ids.contains(last) && may_be_stopped {
+            Some(FinishReason::StopToken(*last))
+        } else if grammar_ended {
+            Some(FinishReason::Grammar)
+        } else {
+            (self.resumed >= self.max_tokens.min(room)).then_some(FinishReason::Length)
         }
     }
 }
@@ -110,7 +122,8 @@ pub struct Token {
     pub id: u32,
     /// When its step ended.
     pub at: Instant,
-    /// Its log-probability (natural logarithm, after penalties, before temperature), if asked for.
+    /// Its log-probability (natural logarithm; after penalties, bias and grammar, before temperature), if asked for.
+    /// It is 0 for a token that a grammar left no choice about.
     pub logprob: Option<f32>,
     /// The likeliest alternatives as (id, log-probability), likeliest first.
     pub top: Vec<(u32, f32)>,
@@ -123,6 +136,8 @@ pub enum FinishReason {
     StopToken(u32),
     /// `max_tokens` or the end of the context.
     Length,
+    /// The grammar ended: nothing may follow.
+    Grammar,
 }
 
 /// Closing facts of a sequence.
@@ -132,6 +147,8 @@ pub struct Finished {
     pub reason: FinishReason,
     /// Tokens generated, a final stop token included.
     pub completion_tokens: usize,
+    /// Whether the reply satisfies its grammar; `None` where it has none.
+    pub grammar_satisfied: Option<bool>,
 }
 
 /// Why a running sequence failed.
@@ -147,6 +164,9 @@ pub enum SequenceError {
     /// The model's forward pass failed.
     #[error("the model failed: {0}")]
     Runner(String),
+    /// The grammar cannot be followed any further.
+    #[error(transparent)]
+    Grammar(#[from] MatcherError),
     /// The engine's own bookkeeping failed; it dropped all KV and goes on.
     #[error("the engine failed and lost the request; it can be sent again")]
     Internal,
@@ -186,6 +206,14 @@ pub enum SubmitError {
         /// Its index in the prompt.
         position: usize,
         /// Size of the vocabulary.
+        vocab_size: usize,
+    },
+    /// A grammar for another vocabulary.
+    #[error("the grammar is for a vocabulary of {grammar} tokens, the model has {vocab_size}")]
+    GrammarVocabulary {
+        /// Tokens that the grammar knows.
+        grammar: usize,
+        /// Size of the model's vocabulary.
         vocab_size: usize,
     },
     /// Sampling parameters out of range.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use penstock_model::Batch;
 
-use crate::SamplingParams;
+use crate::{Constraint, MatcherError, SamplingParams, SequenceError};
 
 /// Computes one step: the forward pass of a batch, and one sampled token per row of logits.
 ///
@@ -53,6 +53,10 @@ pub struct SampleRequest<'a> {
     pub history: Option<&'a TokenHistory>,
     /// Alternatives to report; `None` reports no log-probabilities.
     pub top_logprobs: Option<usize>,
+    /// Ids that end the reply: not before `min_tokens`.
+    pub stop_token_ids: &'a [u32],
+    /// What the reply must satisfy.
+    pub grammar: Option<&'a Constraint>,
 }
 
 /// How often each token was seen, in the prompt and in the reply.
@@ -86,12 +90,26 @@ pub enum RunnerError {
     /// The device has no memory left for the step.
     #[error("out of memory: {0}")]
     OutOfMemory(String),
+    /// The grammar of a row cannot be followed.
+    #[error(transparent)]
+    Grammar(#[from] MatcherError),
     /// The model yields logits that are not numbers.
     #[error("the logits of row {row} are not numbers")]
     NotNumbers {
         /// Index among the rows of this step.
         row: usize,
     },
+}
+
+// === impl RunnerError ===
+
+impl From<RunnerError> for SequenceError {
+    fn from(error: RunnerError) -> Self {
+        match error {
+            RunnerError::Grammar(error) => Self::Grammar(error),
+            error => Self::Runner(error.to_string()),
+        }
+    }
 }
 
 // === impl TokenHistory ===

@@ -20,13 +20,13 @@ impl Sampler {
         Self::default()
     }
 
-    /// Samples `row` of the step from its `logits` (`[vocab_size]`), which penalties change in place.
+    /// Samples `row` of the step from its `logits` (`[vocab_size]`), which all but the draw change in place.
     ///
-    /// Order: penalties, log-probabilities, temperature, top-k, min-p, top-p, draw. Greedy where the temperature
+    /// Order: penalties, bias, grammar, `min_tokens`, log-probabilities, temperature, top-k, min-p, top-p, draw. Greedy where the temperature
     /// is 0; the lowest id wins a tie.
     ///
     /// # Errors
-    /// A row that holds NaN, or no number above negative infinity.
+    /// A row that holds NaN, or no number above negative infinity; a grammar that cannot be followed.
     pub fn sample(
         &mut self,
         row: usize,
@@ -36,7 +36,15 @@ impl Sampler {
         if let Some(history) = request.history {
             penalize(logits, request, history);
         }
-        let best = argmax(logits).ok_or(RunnerError::NotNumbers { row })?;
+        for &(id, bias) in &request.params.logit_bias {
+            if let Some(logit) = logits.get_mut(id as usize) {
+                *logit += bias;
+            }
+        }
+        if let Some(grammar) = request.grammar {
+            grammar.with_mask(|mask| mask.apply(logits))?;
+        }
+        let best = best(logits, request).ok_or(RunnerError::NotNumbers { row })?;
         let id = match request.params.temperature == 0.0 {
             true => best,
             false => self.draw(logits, logits[best as usize], request),
@@ -123,7 +131,8 @@ impl Sampler {
         if count == 0 {
             return &self.candidates;
         }
-        self.candidates.extend(ids(logits));
+        self.candidates
+            .extend(ids(logits).filter(|&(_, logit)| logit > f32::NEG_INFINITY));
         let count = count.min(self.candidates.len());
         self.candidates.select_nth_unstable_by(count - 1, likelier_first);
         self.candidates.truncate(count);
@@ -150,6 +159,24 @@ fn penalize(logits: &mut [f32], request: &SampleRequest<'_>, history: &TokenHist
             *logit -= params.presence_penalty + params.frequency_penalty * seen.in_reply as f32;
         }
     }
+}
+
+/// Index of the largest logit after stop tokens were taken out, where it is too early for one and there is another.
+fn best(logits: &mut [f32], request: &SampleRequest<'_>) -> Option<u32> {
+    if request.index >= request.params.min_tokens as u64 {
+        return argmax(logits);
+    }
+    let sound = argmax(logits)?;
+    let stops = request.stop_token_ids.iter().map(|&id| id as usize);
+    let stops: Vec<(usize, f32)> = stops.filter_map(|id| Some((id, *logits.get(id)?))).collect();
+    for &(id, _) in &stops {
+        logits[id] = f32::NEG_INFINITY;
+    }
+    argmax(logits).or_else(|| {
+        // The grammar has ended.
+        stops.iter().for_each(|&(id, logit)| logits[id] = logit);
+        Some(sound)
+    })
 }
 
 /// Index of the largest logit; `None` where there is a NaN or nothing finite.

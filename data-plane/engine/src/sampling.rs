@@ -17,6 +17,10 @@ pub struct SamplingParams {
     pub presence_penalty: f32,
     /// Subtracted per occurrence in the reply.
     pub frequency_penalty: f32,
+    /// Added to logits, as (id, bias in [-100, 100]).
+    pub logit_bias: Vec<(u32, f32)>,
+    /// Tokens before which nothing ends the reply but its grammar and its length.
+    pub min_tokens: usize,
     /// Random numbers are hash(seed, token index).
     pub seed: u64,
 }
@@ -45,6 +49,8 @@ impl Default for SamplingParams {
             repetition_penalty: 1.0,
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
+            min_tokens: 0,
             seed: 0,
         }
     }
@@ -103,7 +109,15 @@ impl SamplingParams {
             "frequency_penalty",
             "from -2 to 2",
             frequency_penalty,
-        )
+        )?;
+        self.logit_bias.iter().try_for_each(|&(_, bias)| {
+            check(
+                (-100.0..=100.0).contains(&bias),
+                "logit_bias",
+                "from -100 to 100",
+                bias,
+            )
+        })
     }
 
     /// Whether logits depend on the tokens seen before.
@@ -176,6 +190,14 @@ mod tests {
                 },
                 "frequency_penalty",
                 "inf",
+            ),
+            (
+                SamplingParams {
+                    logit_bias: vec![(3, 1.0), (4, -101.0)],
+                    ..ok.clone()
+                },
+                "logit_bias",
+                "-101",
             ),
         ] {
             let error = bad.validate().unwrap_err();

@@ -15,10 +15,11 @@ use penstock_kv::RadixCache;
 use penstock_model::Batch;
 
 use crate::{
-    EngineConfig, EngineStats, Event, FinishReason, Finished, SampleRequest, SampledToken, SequenceError,
-    Token, runner::RunnerError,
+    EngineConfig, EngineStats, Event, SampleRequest, SampledToken, SequenceError, constraint::MasksAhead,
+    runner::RunnerError,
 };
 
+mod reply;
 mod sequence;
 
 pub(crate) use sequence::{QueuePlace, Running};
@@ -46,6 +47,7 @@ pub(crate) struct Scheduler {
     max_batch_tokens: usize,
     /// In the last step a sequence went without the pages or the place that it wanted.
     starved: bool,
+    masks: MasksAhead,
     counters: Counters,
 }
 
@@ -54,6 +56,7 @@ pub(crate) struct Scheduler {
 pub(crate) struct Counters {
     steps: u64,
     tokens: u64,
+    forced_tokens: u64,
     lookup_tokens: u64,
     hit_tokens: u64,
     retractions: u64,
@@ -74,6 +77,7 @@ impl Scheduler {
             max_running: config.max_running.min(config.max_batch_tokens),
             max_batch_tokens: config.max_batch_tokens,
             starved: false,
+            masks: MasksAhead::start(&config.name),
             counters: Counters::default(),
         }
     }
@@ -112,6 +116,7 @@ impl Scheduler {
         stats.cached_pages = cache.evictable_pages;
         stats.steps = self.counters.steps;
         stats.tokens_generated = self.counters.tokens;
+        stats.forced_tokens = self.counters.forced_tokens;
         stats.prefix_lookup_tokens = self.counters.lookup_tokens;
         stats.prefix_hit_tokens = self.counters.hit_tokens;
         stats.retractions = self.counters.retractions;
@@ -155,10 +160,15 @@ impl Scheduler {
                 budget -= self.push(index, 1, batch);
             }
         }
-        for index in 0..self.running.len() {
-            if budget > 0 && !self.running[index].is_decoding() {
-                self.catch_up(index);
-                budget -= self.push(index, budget, batch);
+        // So are forced tokens, and what a retracted reply computes again, before new prompts.
+        for is_reply in [true, false] {
+            for index in 0..self.running.len() {
+                let sequence = &self.running[index];
+                let runs = !sequence.is_decoding() && !sequence.sink.is_blocked();
+                if budget > 0 && runs && is_reply == (sequence.generated() > 0) {
+                    self.catch_up(index);
+                    budget -= self.push(index, budget, batch);
+                }
             }
         }
         self.admit_waiting(now, budget, batch)
@@ -210,7 +220,7 @@ impl Scheduler {
             };
             if let Some(Err(error)) = row {
                 // What this step computed is not to be trusted: it stays out of the tree.
-                ended.push((index, Event::Failed(SequenceError::Runner(error.to_string()))));
+                ended.push((index, Event::Failed(error.into())));
                 continue;
             }
             let was_prefill = !sequence.is_decoding();
@@ -219,10 +229,18 @@ impl Scheduler {
                 commit(&mut self.cache, sequence, usize::MAX);
             }
             if let Some(Ok(token)) = row {
-                self.counters.tokens += 1;
-                if let Some(finished) = accept(sequence, token, now) {
-                    ended.push((index, Event::Finished(finished)));
+                let before = sequence.generated();
+                match reply::accept(sequence, token, now) {
+                    Ok(Some(finished)) => ended.push((index, Event::Finished(finished))),
+                    Ok(None) => sequence
+                        .grammar
+                        .iter()
+                        .for_each(|grammar| self.masks.compute(grammar)),
+                    Err(error) => ended.push((index, Event::Failed(error.into()))),
                 }
+                let tokens = (sequence.generated() - before) as u64;
+                self.counters.tokens += tokens;
+                self.counters.forced_tokens += tokens.saturating_sub(1);
             }
         }
         drop(rows);
@@ -376,6 +394,10 @@ impl Scheduler {
         sequence.place = None;
         if !sequence.started {
             sequence.started = true;
+            sequence
+                .grammar
+                .iter()
+                .for_each(|grammar| self.masks.compute(grammar));
             self.counters.lookup_tokens += sequence.prompt_len as u64;
             self.counters.hit_tokens += found.tokens as u64;
             sequence.sink.send(Event::Started {
@@ -433,32 +455,6 @@ fn commit(cache: &mut RadixCache, sequence: &mut Running, limit: usize) {
         sequence.guard = Some(cache.insert(guard, &sequence.tokens[..whole], pages));
         sequence.committed = whole;
     }
-}
-
-/// Appends a sampled token and sends it; says how the reply ended if it is complete.
-fn accept(sequence: &mut Running, sampled: SampledToken, now: Instant) -> Option<Finished> {
-    let id = sampled.id;
-    sequence.tokens.push(id);
-    if let Some(history) = &mut sequence.history {
-        history.generated(id);
-    }
-    sequence.sink.send(Event::Token(Token {
-        id,
-        at: now,
-        logprob: sampled.logprob,
-        top: sampled.top,
-    }));
-    let reason = if sequence.stop_token_ids.contains(&id) {
-        FinishReason::StopToken(id)
-    } else if sequence.remaining() == 0 {
-        FinishReason::Length
-    } else {
-        return None;
-    };
-    Some(Finished {
-        reason,
-        completion_tokens: sequence.generated(),
-    })
 }
 
 #[cfg(test)]

@@ -100,6 +100,14 @@ impl EventSink {
         !self.is_blocked()
     }
 
+    /// Events that can be sent with none held back.
+    pub(crate) fn room(&self) -> usize {
+        match self.is_blocked() {
+            true => 0,
+            false => self.events.capacity(),
+        }
+    }
+
     /// Whether an event waits for the consumer.
     pub(crate) fn is_blocked(&self) -> bool {
         self.held.is_some()
@@ -145,6 +153,7 @@ mod tests {
         let closing = Finished {
             reason: FinishReason::Length,
             completion_tokens: BUFFER + 1,
+            grammar_satisfied: None,
         };
         sink.close(Event::Finished(closing));
         drop(sink);

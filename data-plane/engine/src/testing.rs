@@ -1,6 +1,9 @@
 //! A runner with a memory: what it yields depends on every slot that the page tables point to, so a wrong page
 //! table, a page freed too early or written twice changes tokens or fails the step.
 
+use std::sync::LazyLock;
+
+use penstock_grammar::{Grammar, GrammarCompiler, Matcher, TokenMask, Vocabulary};
 use penstock_model::Batch;
 
 use crate::{
@@ -13,6 +16,8 @@ pub(crate) const GENERATED_BELOW: u32 = 200;
 /// A sequence whose last token is this one yields no numbers.
 pub(crate) const POISON: u32 = 250;
 pub(crate) const VOCAB_SIZE: usize = 256;
+/// Ends a reply under a grammar.
+pub(crate) const END: u32 = 128;
 
 type Hook = Box<dyn FnMut(&Batch) -> Result<(), RunnerError> + Send>;
 
@@ -96,9 +101,14 @@ impl Runner for MemoryRunner {
             if sequence.logits && last == POISON {
                 out.push(Err(RunnerError::NotNumbers { row: out.len() }));
             } else if sequence.logits {
-                out.push(Ok(SampledToken {
-                    id: next_token(seen),
-                    logprob: None,
+                let request = &samples[out.len()];
+                let id = match request.grammar {
+                    None => Ok(next_token(seen)),
+                    Some(grammar) => grammar.with_mask(|mask| constrained_token(mask, seen)),
+                };
+                out.push(id.map_err(RunnerError::Grammar).map(|id| SampledToken {
+                    id,
+                    logprob: request.top_logprobs.map(|_| -1.0),
                     top: Vec::new(),
                 }));
             }
@@ -126,6 +136,35 @@ pub(crate) fn reply(prompt: &[u32], length: usize) -> Vec<u32> {
     next.take(length).collect()
 }
 
+fn constrained_token(mask: &TokenMask, seen: u64) -> u32 {
+    let nth = seen % mask.count() as u64;
+    mask.iter().nth(nth as usize).unwrap()
+}
+
+/// ASCII characters by their own numbers, and [`END`] to end a reply.
+pub(crate) fn grammar(regex: &str) -> Matcher {
+    static COMPILER: LazyLock<GrammarCompiler> = LazyLock::new(|| {
+        let mut tokens: Vec<Vec<u8>> = (0..128).map(|byte| vec![byte]).collect();
+        tokens.push(b"<end>".to_vec());
+        let vocabulary = Vocabulary::new(tokens, &[END], &[END]).unwrap();
+        GrammarCompiler::new(vocabulary, Default::default())
+    });
+    COMPILER.compile(&Grammar::Regex(regex.into())).unwrap().matcher()
+}
+
+/// The reply to `prompt` under a grammar, worked out without an engine, one mask after the other.
+pub(crate) fn constrained_reply(prompt: &[u32], length: usize, mut grammar: Matcher) -> Vec<u32> {
+    let mut seen = prompt.iter().fold(0, |seen, &token| chain(seen, token));
+    let mut tokens = Vec::new();
+    while tokens.len() < length && !grammar.is_stopped() {
+        let token = constrained_token(grammar.mask().unwrap(), seen);
+        grammar.commit(token).unwrap();
+        seen = chain(seen, token);
+        tokens.push(token);
+    }
+    tokens
+}
+
 pub(crate) fn sequence(prompt: &[u32], max_tokens: usize) -> Sequence {
     Sequence {
         prompt: prompt.to_vec(),
@@ -136,6 +175,7 @@ pub(crate) fn sequence(prompt: &[u32], max_tokens: usize) -> Sequence {
         deadline: None,
         namespace: 0,
         resumed: 0,
+        grammar: None,
     }
 }
 
@@ -145,6 +185,7 @@ pub(crate) struct Heard {
     pub(crate) started: usize,
     pub(crate) cached_tokens: usize,
     pub(crate) tokens: Vec<u32>,
+    pub(crate) logprobs: Vec<Option<f32>>,
     /// The closing event.
     pub(crate) closing: Option<Event>,
 }
@@ -179,7 +220,10 @@ impl Heard {
                 self.started += 1;
                 self.cached_tokens = cached_tokens;
             }
-            Event::Token(token) => self.tokens.push(token.id),
+            Event::Token(token) => {
+                self.tokens.push(token.id);
+                self.logprobs.push(token.logprob);
+            }
             closing => self.closing = Some(closing),
         }
     }

@@ -197,8 +197,8 @@ pub(crate) fn with_style(mut schema: serde_json::Map<String, Value>) -> Value {
     schema.insert(
         "x-guidance".into(),
         serde_json::json!({
-            // Unbounded white space is where small models lose themselves.
-            "whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,64}",
+            // White space without end is where small models lose themselves: a space, or a line's indent, is enough.
+            "whitespace_pattern": r"(?:\x20|\x0D?\x0A[\x20\x09]{0,32})",
             // Without \u each string has one spelling, so that no property escapes its schema under another.
             "json_allowed_escapes": "nrbtf\\\"",
         }),

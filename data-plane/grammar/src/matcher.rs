@@ -143,6 +143,11 @@ impl Matcher {
         }
     }
 
+    /// The vocabulary that its masks are over.
+    pub fn vocabulary(&self) -> &Arc<Vocabulary> {
+        &self.vocabulary
+    }
+
     /// Tokens committed and not taken back.
     pub fn committed(&self) -> usize {
         self.committed

@@ -8,6 +8,7 @@ use tonic::Status;
 use crate::{
     error::bad_request,
     fields::{Fields, is_empty},
+    grammar,
 };
 
 /// Stop texts of one request at most.
@@ -36,6 +37,7 @@ pub(crate) fn common(fields: Fields<'_>) -> Result<Asked, Status> {
     let request = v1::GenerateRequest {
         model: fields.text("model")?.unwrap_or_default().to_owned(),
         sampling: Some(sampling(fields)?),
+        grammar: grammar::of_completion(fields)?,
         ..Default::default()
     };
     Ok(Asked {
@@ -73,37 +75,32 @@ fn sampling(fields: Fields<'_>) -> Result<v1::SamplingParams, Status> {
             .get("ignore_eos")
             .map(|_| fields.flag("ignore_eos"))
             .transpose()?,
+        logit_bias: grammar::logit_bias(fields)?,
+        min_tokens: fields.integer("min_tokens", 0, u32::MAX)?,
     })
 }
 
 /// What would change the reply and is not done must not be ignored. Other keys that are not known are.
 fn refuse_unsupported(fields: Fields<'_>) -> Result<(), Status> {
     let one = |value: &Value| value.as_u64() == Some(1);
-    let text = |value: &Value| value["type"] == "text";
     for name in ["n", "best_of"] {
         fields.refuse(name, one)?;
     }
     for name in [
         "tools",
         "functions",
-        "logit_bias",
         "suffix",
         "audio",
         "prediction",
         "web_search_options",
-        "guided_json",
-        "guided_regex",
-        "guided_choice",
-        "guided_grammar",
-        "regex",
-        "ebnf",
+        "structured_outputs",
+        "structural_tag",
     ] {
         fields.refuse(name, is_empty)?;
     }
     for name in ["tool_choice", "function_call"] {
         fields.refuse(name, |value| value == "none" || value == "auto")?;
     }
-    fields.refuse("response_format", text)?;
     fields.refuse("modalities", |value| {
         value
             .as_array()

@@ -276,10 +276,10 @@ async fn what_is_wrong_is_named() {
         (json!({ "n": 2 }), "n"),
         (json!({ "tools": [{}] }), "tools"),
         (
-            json!({ "response_format": { "type": "json_object" } }),
-            "response_format",
+            json!({ "response_format": { "type": "xml" } }),
+            "response_format.type",
         ),
-        (json!({ "logit_bias": { "1": 5 } }), "logit_bias"),
+        (json!({ "logit_bias": { "one": 5 } }), "logit_bias"),
         (json!({ "best_of": 2 }), "best_of"),
         (json!({ "max_tokens": 0 }), "max_tokens"),
         (json!({ "max_completion_tokens": -1 }), "max_completion_tokens"),
@@ -525,8 +525,8 @@ async fn sglangs_generate_answers_in_its_form() {
         (json!({ "text": "a", "input_ids": [1] }), "input_ids"),
         (json!({ "text": "a", "sampling_params": { "n": 2 } }), "n"),
         (
-            json!({ "text": "a", "sampling_params": { "regex": "a+" } }),
-            "regex",
+            json!({ "text": "a", "sampling_params": { "regex": "a+", "ebnf": "start: \"a\"" } }),
+            "ebnf",
         ),
     ] {
         let reply = post(&gateway, "/generate", wrong).await;
@@ -537,4 +537,30 @@ async fn sglangs_generate_answers_in_its_form() {
             reply.body
         );
     }
+}
+
+#[tokio::test]
+async fn what_constrains_a_reply_reaches_the_worker() {
+    let (worker, gateway) = one(Behaviour::Speak).await;
+    let schema = json!({ "type": "object" });
+    let body = chat(json!({
+        "response_format": { "type": "json_schema", "json_schema": { "name": "x", "schema": schema } },
+        "logit_bias": { "5": -3 }, "min_tokens": 2,
+    }));
+    assert_eq!(post(&gateway, CHAT, body).await.status, 200);
+    let asked = worker.last().1;
+    let kind = asked.grammar.and_then(|grammar| grammar.kind);
+    assert_eq!(kind, Some(v1::grammar::Kind::JsonSchema(schema.to_string())));
+    let sampling = asked.sampling.unwrap();
+    assert_eq!(
+        (sampling.logit_bias, sampling.min_tokens),
+        ([(5, -3.0)].into(), Some(2))
+    );
+
+    let body = json!({ "text": "Hello", "sampling_params": { "regex": "a+", "min_new_tokens": 3 } });
+    assert_eq!(post(&gateway, "/generate", body).await.status, 200);
+    let asked = worker.last().1;
+    let kind = asked.grammar.and_then(|grammar| grammar.kind);
+    assert_eq!(kind, Some(v1::grammar::Kind::Regex("a+".into())));
+    assert_eq!(asked.sampling.unwrap().min_tokens, Some(3));
 }

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use penstock_engine::{SequenceError, SubmitError};
+use penstock_engine::{MatcherError, SequenceError, SubmitError};
+use penstock_grammar::GrammarError;
 use penstock_text::TextError;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
@@ -31,6 +32,8 @@ pub(crate) enum CallError {
     NotReady(Readiness),
     #[error(transparent)]
     Submit(#[from] SubmitError),
+    #[error(transparent)]
+    Grammar(#[from] GrammarError),
     #[error(transparent)]
     Text(#[from] TextError),
     #[error(transparent)]
@@ -75,11 +78,18 @@ impl CallError {
                 SubmitError::ShuttingDown => Code::Unavailable,
                 _ => Code::InvalidArgument,
             },
+            Self::Grammar(error) if error.is_retryable() => Code::ResourceExhausted,
+            Self::Grammar(error) if error.is_internal() => Code::Internal,
+            Self::Grammar(_) => Code::InvalidArgument,
             Self::Text(TextError::Encode(_) | TextError::Render(_)) => Code::InvalidArgument,
             Self::Text(_) => Code::Internal,
             Self::Sequence(error) => match error {
                 SequenceError::DeadlineExceeded { .. } => Code::DeadlineExceeded,
                 SequenceError::ShuttingDown => Code::Unavailable,
+                // Only as the reply goes on does it show how large an automaton becomes.
+                SequenceError::Grammar(MatcherError::TooComplex { .. } | MatcherError::DeadEnd { .. }) => {
+                    Code::InvalidArgument
+                }
                 _ => Code::Internal,
             },
             Self::EngineGone => Code::Internal,
@@ -95,6 +105,11 @@ impl CallError {
                 one(&format!("input_ids.ids[{position}]"))
             }
             Self::Submit(SubmitError::Sampling(error)) => one(&format!("sampling.{}", error.field)),
+            Self::Grammar(_) | Self::Sequence(SequenceError::Grammar(_))
+                if self.code() == Code::InvalidArgument =>
+            {
+                one("grammar")
+            }
             Self::Text(TextError::Render(_)) => one("chat.messages"),
             Self::Text(TextError::Encode(_)) => one("input"),
             _ => Vec::new(),
@@ -104,6 +119,7 @@ impl CallError {
     fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Submit(SubmitError::QueueFull { retry_after, .. }) => Some(*retry_after),
+            Self::Grammar(error) if error.is_retryable() => Some(RETRY_LATER),
             _ if self.code() == Code::Unavailable => Some(RETRY_LATER),
             _ => None,
         }
@@ -189,6 +205,15 @@ mod tests {
             (SequenceError::Runner("nan".into()).into(), Code::Internal),
             (CallError::NotReady(Readiness::Draining), Code::Unavailable),
             (TextError::Render("roles".into()).into(), Code::InvalidArgument),
+            (GrammarError::Busy { waiting: 64 }.into(), Code::ResourceExhausted),
+            (
+                GrammarError::TooLarge { bytes: 9, limit: 8 }.into(),
+                Code::InvalidArgument,
+            ),
+            (
+                SequenceError::Grammar(MatcherError::DeadEnd { committed: 4 }).into(),
+                Code::InvalidArgument,
+            ),
         ] {
             let error: CallError = error;
             assert_eq!(Status::from(error).code(), code);

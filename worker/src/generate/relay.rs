@@ -32,6 +32,8 @@ pub(crate) struct Relay {
     prompt_tokens: u32,
     cached_tokens: u32,
     deadline: Option<Instant>,
+    /// The reply does not satisfy its grammar.
+    grammar_failed: bool,
     observation: Observation,
     _in_flight: TaskTrackerToken,
 }
@@ -66,6 +68,7 @@ impl Relay {
             prompt_tokens: parts.prompt_tokens,
             cached_tokens: 0,
             deadline,
+            grammar_failed: false,
             observation,
             _in_flight: parts.in_flight,
         }
@@ -150,8 +153,14 @@ impl Relay {
                     Some(stop) => Step::Complete(self.reply.stopped(stop, self.usage())),
                 }
             }
-            Event::Finished(finished) => Step::Complete(self.reply.finished(finished.reason, self.usage())),
-            Event::Failed(error) => Step::Failed(error.into()),
+            Event::Finished(finished) => {
+                self.grammar_failed = finished.grammar_satisfied == Some(false);
+                Step::Complete(self.reply.finished(finished.reason, self.usage()))
+            }
+            Event::Failed(error) => {
+                self.grammar_failed = matches!(error, SequenceError::Grammar(_));
+                Step::Failed(error.into())
+            }
         }
     }
 
@@ -205,7 +214,7 @@ impl Relay {
             watch_word_hits: self.reply.watch_word_hits(),
             running: count(engine.running),
             waiting: count(engine.waiting),
-            ..v1::RequestStats::default()
+            grammar_failed: self.grammar_failed,
         }
     }
 }

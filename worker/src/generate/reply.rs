@@ -19,6 +19,8 @@ pub(crate) struct Reply {
     stops: StopStrings,
     stop_token_ids: Vec<u32>,
     logprobs: bool,
+    /// Tokens before which no stop string counts.
+    min_tokens: u32,
     /// What was not taken yet.
     chunk: GenerateResponse,
     /// Bytes of text in chunks that were taken.
@@ -51,6 +53,7 @@ impl Reply {
             stops: StopStrings::new(stop),
             stop_token_ids,
             logprobs,
+            min_tokens: 0,
             chunk: GenerateResponse::default(),
             text_taken: 0,
             completion_tokens: 0,
@@ -62,6 +65,11 @@ impl Reply {
     /// Counts these words in the completion.
     pub(crate) fn watch(&mut self, words: Arc<WatchWords>) {
         self.watched = WatchCounter::new(words);
+    }
+
+    /// Stop strings that are complete before so many tokens do not count.
+    pub(crate) fn at_least(&mut self, min_tokens: usize) {
+        self.min_tokens = u32::try_from(min_tokens).unwrap_or(u32::MAX);
     }
 
     /// The prompt comes back as the first chunk; it is no part of the completion.
@@ -111,6 +119,10 @@ impl Reply {
             return None;
         }
         let text = self.detokenizer.push(token.id);
+        if self.completion_tokens <= self.min_tokens {
+            self.add_text(&text);
+            return None;
+        }
         let out = self.stops.push(&text);
         self.add_text(&out.text);
         out.matched
@@ -145,6 +157,7 @@ impl Reply {
             FinishReason::StopToken(id) => {
                 self.last(v1::FinishReason::Stop, Some(StoppedBy::StopTokenId(id)), usage)
             }
+            FinishReason::Grammar => self.last(v1::FinishReason::Stop, None, usage),
             FinishReason::Length => self.last(v1::FinishReason::Length, None, usage),
         }
     }
@@ -313,6 +326,18 @@ mod tests {
         assert_eq!(last.usage.unwrap().completion_tokens, 5);
         assert_eq!(last.finish_reason(), v1::FinishReason::Stop);
         assert_eq!(last.stopped_by, Some(StoppedBy::StopString("END".into())));
+    }
+
+    #[test]
+    fn stop_strings_do_not_count_too_early() {
+        let mut reply = reply(&["b"]);
+        reply.at_least(3);
+        let stops: Vec<bool> = b"abcbd"
+            .iter()
+            .map(|&byte| reply.push(&token(byte.into())).is_some())
+            .collect();
+        assert_eq!(stops[..4], [false, false, false, true]);
+        assert_eq!(reply.take_chunk().unwrap().text, "abc");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Validation at the edge: a wire request becomes a [`Generation`], or every field at fault is named.
 
 use penstock_engine::SamplingParams;
+use penstock_grammar::Grammar;
 use penstock_proto::v1;
 use penstock_text::Message;
 
@@ -10,6 +11,8 @@ const MAX_STOP_STRINGS: usize = 16;
 const MAX_STOP_BYTES: usize = 256;
 /// Stop token ids of one request at most; each token of the reply is compared with all.
 const MAX_STOP_TOKEN_IDS: usize = 64;
+/// Biased ids of one request at most; each costs a write per token.
+const MAX_LOGIT_BIAS: usize = 1024;
 /// Alternatives per token at most.
 const MAX_TOP_LOGPROBS: u32 = 20;
 
@@ -27,6 +30,7 @@ pub(crate) struct Generation {
     pub(crate) echo: bool,
     /// What another worker generated of the reply.
     pub(crate) resume: Option<v1::Resume>,
+    pub(crate) grammar: Option<Grammar>,
 }
 
 /// What to continue.
@@ -91,6 +95,18 @@ pub(crate) fn parse(
     if wire.max_tokens == Some(0) {
         violations.push(Violation::new("sampling.max_tokens", "must be at least 1, not 0"));
     }
+    if let (Some(least), Some(most)) = (wire.min_tokens, wire.max_tokens)
+        && least > most
+    {
+        let description = format!("is {least}, more than max_tokens, which is {most}");
+        violations.push(Violation::new("sampling.min_tokens", description));
+    }
+    if wire.logit_bias.len() > MAX_LOGIT_BIAS {
+        let ids = wire.logit_bias.len();
+        let description = format!("has {ids} ids, at most {MAX_LOGIT_BIAS} are possible");
+        violations.push(Violation::new("sampling.logit_bias", description));
+    }
+    let grammar = grammar(request.grammar).map_err(|violation| violations.push(violation));
     stop_strings(&wire.stop, &mut violations);
     if wire.stop_token_ids.len() > MAX_STOP_TOKEN_IDS {
         let description = format!(
@@ -114,8 +130,8 @@ pub(crate) fn parse(
         }
         _ => {}
     }
-    match input {
-        Some(input) if violations.is_empty() => Ok(Generation {
+    match (input, grammar) {
+        (Some(input), Ok(grammar)) if violations.is_empty() => Ok(Generation {
             input,
             sampling,
             stop: wire.stop,
@@ -125,6 +141,7 @@ pub(crate) fn parse(
             top_logprobs: request.top_logprobs.map(|count| count as usize),
             echo: request.echo,
             resume: request.resume,
+            grammar,
         }),
         _ => Err(violations),
     }
@@ -148,8 +165,26 @@ pub(crate) fn messages(chat: v1::Chat) -> Result<Vec<Message>, Violation> {
     chat.messages.into_iter().enumerate().map(message).collect()
 }
 
+fn grammar(wire: Option<v1::Grammar>) -> Result<Option<Grammar>, Violation> {
+    use v1::grammar::Kind;
+    let Some(wire) = wire else { return Ok(None) };
+    match wire.kind {
+        None => Err(Violation::new(
+            "grammar",
+            "is empty: give regex, json_schema, json_object, lark or choices",
+        )),
+        Some(Kind::Regex(regex)) => Ok(Some(Grammar::Regex(regex))),
+        Some(Kind::JsonSchema(schema)) => Ok(Some(Grammar::JsonSchema(schema))),
+        Some(Kind::JsonObject(_)) => Ok(Some(Grammar::JsonObject)),
+        Some(Kind::Lark(lark)) => Ok(Some(Grammar::Lark(lark))),
+        Some(Kind::Choices(choices)) => Ok(Some(Grammar::Choices(choices.texts))),
+    }
+}
+
 fn sampling(wire: &v1::SamplingParams, draw_seed: impl FnOnce() -> u64) -> SamplingParams {
     let default = SamplingParams::default();
+    let mut logit_bias: Vec<(u32, f32)> = wire.logit_bias.iter().map(|(&id, &bias)| (id, bias)).collect();
+    logit_bias.sort_unstable_by_key(|&(id, _)| id);
     SamplingParams {
         temperature: wire.temperature.unwrap_or(default.temperature),
         top_p: wire.top_p.unwrap_or(default.top_p),
@@ -158,6 +193,8 @@ fn sampling(wire: &v1::SamplingParams, draw_seed: impl FnOnce() -> u64) -> Sampl
         repetition_penalty: wire.repetition_penalty.unwrap_or(default.repetition_penalty),
         presence_penalty: wire.presence_penalty.unwrap_or(default.presence_penalty),
         frequency_penalty: wire.frequency_penalty.unwrap_or(default.frequency_penalty),
+        logit_bias,
+        min_tokens: wire.min_tokens.map_or(0, |tokens| tokens as usize),
         seed: wire.seed.unwrap_or_else(draw_seed),
     }
 }
@@ -317,6 +354,28 @@ mod tests {
             ..Default::default()
         };
         assert_eq!(fields(prompt(long)), ["sampling.stop[0]"]);
+    }
+
+    #[test]
+    fn a_grammar_must_say_which_and_bounds_must_agree() {
+        let request = v1::GenerateRequest {
+            grammar: Some(v1::Grammar { kind: None }),
+            ..prompt(v1::SamplingParams {
+                min_tokens: Some(3),
+                max_tokens: Some(2),
+                logit_bias: [(1, 200.0)].into(),
+                ..Default::default()
+            })
+        };
+        assert_eq!(
+            fields(request),
+            ["sampling.logit_bias", "sampling.min_tokens", "grammar"]
+        );
+        let many = v1::SamplingParams {
+            logit_bias: (0..1025).map(|id| (id, 1.0)).collect(),
+            ..Default::default()
+        };
+        assert_eq!(fields(prompt(many)), ["sampling.logit_bias"]);
     }
 
     #[test]

@@ -105,6 +105,7 @@ async fn warm(served: &Arc<Served>, prefix: String) -> Result<(), String> {
         deadline: None,
         namespace: 0,
         resumed: 0,
+        grammar: None,
     };
     let mut tokens = served.engine.submit(sequence).map_err(|error| chain(&error))?;
     loop {

@@ -2,10 +2,147 @@
 
 use std::{path::Path, time::Duration};
 
-use penstock_proto::v1::{self, generate_request::Input};
+use penstock_proto::v1::{self, generate_request::Input, grammar::Kind};
+use tonic::Code;
+use tonic_types::StatusExt as _;
 use worker::{Config, ModelSpec, RunnerKind};
 
-use crate::harness::{config, generate, prompt, start, store, with};
+use crate::harness::{Running, config, generate, prompt, start, store, tokens, with};
+
+/// The bundled model, for real.
+async fn demo() -> Running {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/models/demo/v2");
+    let models = vec![ModelSpec {
+        model: "demo".into(),
+        revision: "v2".into(),
+        path,
+    }];
+    let fake = config(store(), &[], Duration::ZERO);
+    start(Config {
+        models,
+        runner: RunnerKind::Candle,
+        ..fake
+    })
+    .await
+}
+
+fn constrained(kind: Kind, sampling: v1::SamplingParams) -> v1::GenerateRequest {
+    v1::GenerateRequest {
+        grammar: Some(v1::Grammar { kind: Some(kind) }),
+        ..prompt("The capital of France is", sampling)
+    }
+}
+
+#[tokio::test]
+async fn replies_are_members_of_their_grammars() {
+    let mut running = demo().await;
+    let schema = r#"{"type":"object","properties":{"city":{"type":"string","maxLength":12},
+        "large":{"type":"boolean"}},"required":["city","large"],"additionalProperties":false}"#;
+    let choices = v1::Choices {
+        texts: vec!["Paris".into(), "Rome".into()],
+    };
+    for (seed, kind) in [
+        Kind::JsonSchema(schema.into()),
+        Kind::Regex("[A-Z][a-z]{2,8}: [0-9]{3}".into()),
+        Kind::Lark("start: pair+\npair: \"(\" /[ab]/ \")\"\n".into()),
+        Kind::Choices(choices),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let sampling = v1::SamplingParams {
+            seed: Some(seed as u64),
+            max_tokens: Some(200),
+            ..Default::default()
+        };
+        let request = v1::GenerateRequest {
+            top_logprobs: Some(2),
+            ..constrained(kind.clone(), sampling)
+        };
+        let reply = generate(&mut running.client, with(request, &[])).await.unwrap();
+        let text = reply.text();
+        let last = reply.chunks.last().unwrap();
+        let ended = last.finish_reason() == v1::FinishReason::Stop;
+        // Of these, only the Lark grammar can go on for ever.
+        assert_eq!(ended, !reply.stats.unwrap().grammar_failed, "{text}");
+        let matches = match kind {
+            Kind::JsonSchema(_) => {
+                serde_json::from_str::<serde_json::Value>(&text).unwrap()["large"].is_boolean()
+            }
+            Kind::Regex(_) => text.len() >= 8 && text.contains(": "),
+            Kind::Lark(_) => text.starts_with('('),
+            _ => ["Paris", "Rome"].contains(&text.as_str()),
+        };
+        assert!(matches, "{text}");
+        let logprobs = reply.chunks.iter().flat_map(|chunk| &chunk.logprobs);
+        assert!(
+            logprobs
+                .flat_map(|token| &token.top)
+                .all(|top| top.logprob.is_finite())
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_grammar_that_cannot_be_enforced_is_refused_with_its_keyword() {
+    let mut running = demo().await;
+    let schema = r#"{"type":"array","items":{"not":{"type":"null"}}}"#;
+    let request = constrained(Kind::JsonSchema(schema.into()), tokens(9));
+    let status = generate(&mut running.client, with(request, &[]))
+        .await
+        .unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument);
+    assert!(
+        status.message().contains("\"not\"") && status.message().contains("/items/not"),
+        "{}",
+        status.message()
+    );
+    let details = status.get_details_bad_request().unwrap();
+    assert_eq!(details.field_violations[0].field, "grammar");
+}
+
+#[tokio::test]
+async fn a_reply_that_ends_before_its_grammar_counts_as_failed() {
+    let mut running = demo().await;
+    let request = constrained(Kind::Regex("[0-9]{50}".into()), tokens(5));
+    let reply = generate(&mut running.client, with(request, &[])).await.unwrap();
+    assert_eq!(
+        reply.chunks.last().unwrap().finish_reason(),
+        v1::FinishReason::Length
+    );
+    assert!(reply.stats.unwrap().grammar_failed);
+}
+
+#[tokio::test]
+async fn a_bias_and_a_least_length_change_the_reply() {
+    let mut running = demo().await;
+    let greedy = v1::SamplingParams {
+        temperature: Some(0.0),
+        max_tokens: Some(8),
+        ..Default::default()
+    };
+    let plain = prompt("The capital of France is", greedy.clone());
+    let plain = generate(&mut running.client, with(plain, &[])).await.unwrap();
+    let banned = plain.ids()[0];
+    let biased = v1::SamplingParams {
+        logit_bias: [(banned, -100.0)].into(),
+        ..greedy.clone()
+    };
+    let biased = prompt("The capital of France is", biased);
+    let biased = generate(&mut running.client, with(biased, &[])).await.unwrap();
+    assert!(!biased.ids().contains(&banned));
+
+    // The token that came first would end the reply at once.
+    let stopped = v1::SamplingParams {
+        stop_token_ids: vec![banned],
+        min_tokens: Some(4),
+        ..greedy
+    };
+    let stopped = prompt("The capital of France is", stopped);
+    let stopped = generate(&mut running.client, with(stopped, &[])).await.unwrap();
+    assert!(stopped.ids().len() >= 4);
+    assert!(!stopped.ids()[..4].contains(&banned));
+}
 
 #[tokio::test]
 async fn the_demo_model_answers_and_its_prompt_is_found_again_in_the_cache() {

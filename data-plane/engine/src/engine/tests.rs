@@ -3,7 +3,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use super::*;
 use crate::{
     Event, FakeConfig, FakeRunner, FinishReason, SamplingParams, SequenceError,
-    testing::{Heard, MemoryRunner, VOCAB_SIZE, reply, sequence},
+    testing::{Heard, MemoryRunner, VOCAB_SIZE, constrained_reply, grammar, reply, sequence},
 };
 
 fn config() -> EngineConfig {
@@ -114,6 +114,33 @@ fn a_reply_begun_elsewhere_goes_on_as_if_it_had_begun_here() {
         ..sequence(&[1, 2, 3], 12)
     };
     assert!(matches!(engine.submit(nothing), Err(SubmitError::EmptyPrompt)));
+}
+
+#[test]
+fn a_constrained_reply_begun_elsewhere_goes_on_where_its_grammar_stands() {
+    let engine = start(config());
+    let prompt = [1, 2, 3, 4, 5];
+    let regex = "[a-f]{3}: (?:yes|no), sir";
+    let whole = constrained_reply(&prompt, 40, grammar(regex));
+    for had in 1..=whole.len() {
+        let mut matcher = grammar(regex);
+        whole[..had].iter().for_each(|&id| matcher.commit(id).unwrap());
+        let resumed = Sequence {
+            resumed: had,
+            grammar: Some(matcher),
+            ..sequence(&[&prompt, &whole[..had]].concat(), 40)
+        };
+        let heard = Heard::all(&mut engine.submit(resumed).unwrap());
+        assert_eq!(heard.tokens, whole[had..], "{had} tokens were there");
+        let Some(Event::Finished(finished)) = heard.closing else {
+            panic!("it is finished");
+        };
+        assert_eq!(finished.reason, FinishReason::Grammar);
+        assert_eq!(
+            (finished.completion_tokens, finished.grammar_satisfied),
+            (whole.len(), Some(true))
+        );
+    }
 }
 
 #[test]

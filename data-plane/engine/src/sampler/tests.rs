@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::SamplingParams;
+use crate::{Constraint, SamplingParams, testing::END};
 
 fn request(params: &SamplingParams, index: u64) -> SampleRequest<'_> {
     SampleRequest {
@@ -9,6 +9,8 @@ fn request(params: &SamplingParams, index: u64) -> SampleRequest<'_> {
         index,
         history: None,
         top_logprobs: None,
+        stop_token_ids: &[],
+        grammar: None,
     }
 }
 
@@ -141,6 +143,8 @@ fn penalties_change_only_what_was_seen() {
         index: 0,
         history: Some(&history),
         top_logprobs: None,
+        stop_token_ids: &[],
+        grammar: None,
     };
     assert_eq!(Sampler::new().sample(0, &mut logits, &request).unwrap().id, 0);
     assert_eq!(logits, [2.0, 2.0 - 0.5 - 0.5, -2.0 - 0.5 - 0.25, 1.0]);
@@ -157,6 +161,8 @@ fn log_probabilities_sum_to_one_and_come_likeliest_first() {
         index: 0,
         history: None,
         top_logprobs: Some(4),
+        stop_token_ids: &[],
+        grammar: None,
     };
     let sampled = Sampler::new()
         .sample(0, &mut [0.0, 2.0, 1.0, -5.0], &request)
@@ -181,6 +187,68 @@ fn rows_that_are_no_numbers_are_an_error() {
             .unwrap_err();
         assert!(matches!(error, RunnerError::NotNumbers { row: 3 }), "{row:?}");
     }
+}
+
+#[test]
+fn a_bias_moves_the_choice_and_the_log_probabilities() {
+    let params = SamplingParams {
+        temperature: 0.0,
+        logit_bias: vec![(2, 3.0), (1, -100.0), (900, 5.0)],
+        ..SamplingParams::default()
+    };
+    let request = SampleRequest {
+        top_logprobs: Some(1),
+        ..request(&params, 0)
+    };
+    let sampled = Sampler::new().sample(0, &mut [0.0, 2.0, 0.0], &request).unwrap();
+    assert_eq!(sampled.id, 2);
+    // Softmax of 0, -98 and 3.
+    assert!((sampled.logprob.unwrap() + (1.0 + (-3.0f32).exp()).ln()).abs() < 1e-5);
+}
+
+#[test]
+fn a_grammar_leaves_the_likeliest_of_what_it_allows() {
+    let params = SamplingParams {
+        temperature: 0.0,
+        ..SamplingParams::default()
+    };
+    let grammar = Constraint::new(crate::testing::grammar("[bc]"));
+    let mut logits: Vec<f32> = (0..256).map(|id| 300.0 - id as f32).collect();
+    let request = SampleRequest {
+        top_logprobs: Some(5),
+        grammar: Some(&grammar),
+        ..request(&params, 0)
+    };
+    let sampled = Sampler::new().sample(0, &mut logits, &request).unwrap();
+    assert_eq!(sampled.id, u32::from(b'b'));
+    // Of b and c alone; nothing that cannot be is reported.
+    let both: f32 = sampled.top.iter().map(|(_, logprob)| logprob.exp()).sum();
+    assert_eq!(sampled.top.len(), 2);
+    assert!((both - 1.0).abs() < 1e-5);
+}
+
+#[test]
+fn nothing_stops_a_reply_too_early_but_its_grammar() {
+    let params = SamplingParams {
+        temperature: 0.0,
+        min_tokens: 2,
+        ..SamplingParams::default()
+    };
+    let choose = |index, grammar| {
+        let request = SampleRequest {
+            stop_token_ids: &[7, END, 900],
+            grammar,
+            ..request(&params, index)
+        };
+        let mut logits = vec![0.0; 256];
+        (logits[7], logits[9]) = (5.0, 4.0);
+        Sampler::new().sample(0, &mut logits, &request).unwrap().id
+    };
+    assert_eq!([0, 1, 2, 3].map(|index| choose(index, None)), [9, 9, 7, 7]);
+    let ended = crate::testing::grammar("a?");
+    let mut ended = ended.clone();
+    ended.commit(u32::from(b'a')).unwrap();
+    assert_eq!(choose(1, Some(&Constraint::new(ended))), END);
 }
 
 /// The token that the naive distribution gives for the same random number, and how near that number is to the

@@ -10,7 +10,10 @@ use std::{
 
 use penstock_kv::PrefixGuard;
 
-use crate::{Event, SampleRequest, SamplingParams, Sequence, SequenceError, TokenHistory, stream::EventSink};
+use crate::{
+    Constraint, Event, SampleRequest, SampledToken, SamplingParams, Sequence, SequenceError, TokenHistory,
+    stream::EventSink,
+};
 
 /// A place in the queue, given back when dropped: whatever becomes of a sequence, the count stays right.
 #[derive(Debug)]
@@ -39,6 +42,7 @@ pub(crate) struct Running {
     /// While it waits.
     pub(super) place: Option<QueuePlace>,
     pub(super) history: Option<TokenHistory>,
+    pub(super) grammar: Option<Constraint>,
     sampling: SamplingParams,
     max_tokens: usize,
     top_logprobs: Option<usize>,
@@ -92,6 +96,7 @@ impl Running {
             started: false,
             place: Some(place),
             history,
+            grammar: sequence.grammar.map(Constraint::new),
             sampling: sequence.sampling,
             max_tokens: sequence.max_tokens.clamp(1, context_length - prompt_len),
             top_logprobs: sequence.top_logprobs,
@@ -110,8 +115,8 @@ impl Running {
         self.max_tokens - self.generated()
     }
 
-    /// Only the token sampled last is not computed. (A sequence that was retracted computes its reply again,
-    /// and counts as prefill until then.)
+    /// Only the token sampled last is not computed. (A sequence that was retracted computes its reply again, one
+    /// whose grammar forced tokens computes these; both count as prefill until then.)
     pub(super) fn is_decoding(&self) -> bool {
         self.computed + 1 == self.tokens.len() && self.generated() > 0
     }
@@ -127,7 +132,24 @@ impl Running {
             index: self.generated() as u64,
             history: self.history.as_ref(),
             top_logprobs: self.top_logprobs,
+            stop_token_ids: &self.stop_token_ids,
+            grammar: self.grammar.as_ref(),
         }
+    }
+
+    /// A token that the grammar leaves no choice about: what its row of logits would have come to.
+    pub(super) fn forced_token(&self, id: u32) -> SampledToken {
+        let alternatives = self.top_logprobs.unwrap_or(0).min(1);
+        SampledToken {
+            id,
+            logprob: self.top_logprobs.map(|_| 0.0),
+            top: vec![(id, 0.0); alternatives],
+        }
+    }
+
+    /// Whether a stop token may have ended the reply with its last token.
+    pub(super) fn may_be_stopped(&self) -> bool {
+        self.generated() > self.sampling.min_tokens
     }
 
     pub(super) fn is_abandoned(&self) -> bool {

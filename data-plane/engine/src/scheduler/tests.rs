@@ -5,10 +5,12 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    Runner, TokenStream, stream,
+    FinishReason, Finished, Runner, TokenStream, stream,
     stream::BUFFER,
-    testing::{Heard, MemoryRunner, POISON, reply, sequence},
+    testing::{Heard, MemoryRunner, POISON, constrained_reply, grammar, reply, sequence},
 };
+
+mod constrained;
 
 /// A scheduler with a runner, one step at a time; every step ends with a check of the cache.
 struct Bench {
@@ -149,7 +151,8 @@ fn a_sequence_as_long_as_the_pool_runs() {
         heard.closing,
         Some(Event::Finished(Finished {
             reason: FinishReason::Length,
-            completion_tokens: 10
+            completion_tokens: 10,
+            grammar_satisfied: None,
         }))
     ));
 }
@@ -513,6 +516,7 @@ enum Act {
         prompt: Vec<u32>,
         max_tokens: usize,
         namespace: u64,
+        regex: Option<&'static str>,
     },
     Step,
     Read(usize),
@@ -522,9 +526,17 @@ enum Act {
 fn any_act() -> impl Strategy<Value = Act> {
     // Few different tokens, so that prefixes are shared often.
     let prompt = prop::collection::vec(0u32..2, 1..60);
+    // Long forced texts, choices in between, and one that never ends by itself.
+    let regex = prop::sample::select(vec![
+        None,
+        None,
+        Some("(?:the quick brown fox (?:jumps|sleeps); ){1,9}over"),
+        Some("(?:[ab]{3}===============================================================================)*"),
+        Some("[0-9]{1,300}"),
+    ]);
     prop_oneof![
-        3 => (prompt, 1usize..400, 0u64..2)
-            .prop_map(|(prompt, max_tokens, namespace)| Act::Submit { prompt, max_tokens, namespace }),
+        3 => (prompt, 1usize..400, 0u64..2, regex)
+            .prop_map(|(prompt, max_tokens, namespace, regex)| Act::Submit { prompt, max_tokens, namespace, regex }),
         8 => Just(Act::Step),
         2 => (0usize..16).prop_map(Act::Read),
         1 => (0usize..16).prop_map(Act::Drop),
@@ -551,10 +563,14 @@ proptest! {
         let (mut streams, mut heard, mut expected) = (Vec::new(), Vec::new(), Vec::new());
         for act in acts {
             match act {
-                Act::Submit { prompt, max_tokens, namespace } => {
-                    let room = bench.context_length - prompt.len();
-                    expected.push(reply(&prompt, max_tokens.min(room)));
-                    let one = crate::Sequence { namespace, ..sequence(&prompt, max_tokens) };
+                Act::Submit { prompt, max_tokens, namespace, regex } => {
+                    let most = max_tokens.min(bench.context_length - prompt.len());
+                    let grammar = regex.map(grammar);
+                    expected.push(match &grammar {
+                        None => reply(&prompt, most),
+                        Some(grammar) => constrained_reply(&prompt, most, grammar.clone()),
+                    });
+                    let one = crate::Sequence { namespace, grammar, ..sequence(&prompt, max_tokens) };
                     streams.push(bench.submit(one));
                     heard.push(Heard::default());
                 }
