@@ -14,7 +14,10 @@ const LINE: usize = 64;
 /// Numbers for which all bytes zero means zero.
 pub(crate) trait Zeroable: Copy + Send + Sync + 'static {}
 impl Zeroable for f32 {}
+impl Zeroable for i32 {}
 impl Zeroable for u16 {}
+impl Zeroable for i8 {}
+impl Zeroable for u8 {}
 
 /// A zeroed slice on the heap, aligned to 64 bytes, or to 2 MiB where it is that large.
 pub(crate) struct Buffer<T: Zeroable> {

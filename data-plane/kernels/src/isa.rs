@@ -15,7 +15,7 @@ pub(crate) enum Level {
     Avx2,
     /// AVX-512 F, BW, DQ and VL.
     Avx512,
-    /// AVX-512 with BF16, and AMX with bf16 tiles that the kernel lets this process use.
+    /// AVX-512 with BF16, and AMX with bf16 and int8 tiles that the kernel lets this process use.
     Amx,
 }
 
@@ -38,6 +38,12 @@ impl Isa {
 
     pub(crate) fn level(self) -> Level {
         self.0
+    }
+
+    /// Whether there are dot products of bytes in AVX-512.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn has_vnni(self) -> bool {
+        self.0 >= Level::Avx512 && is_x86_feature_detected!("avx512vnni")
     }
 }
 
@@ -62,15 +68,15 @@ fn detect() -> Level {
     Level::Portable
 }
 
-/// Whether the processor has bf16 tiles and the kernel grants this process their state (Linux,
+/// Whether the processor has bf16 and int8 tiles and the kernel grants this process their state (Linux,
 /// Documentation/arch/x86/xstate.rst). The grant holds for all threads, later ones included.
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 fn tiles_usable() -> bool {
     use std::arch::x86_64::__cpuid_count;
     const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
     const XFEATURE_XTILEDATA: libc::c_long = 18;
-    /// CPUID leaf 7: EDX bit 22 is AMX-BF16, bit 24 AMX-TILE.
-    const AMX: u32 = 1 << 22 | 1 << 24;
+    /// CPUID leaf 7: EDX bit 22 is AMX-BF16, bit 24 AMX-TILE, bit 25 AMX-INT8.
+    const AMX: u32 = 1 << 22 | 1 << 24 | 1 << 25;
     if __cpuid_count(7, 0).edx & AMX != AMX {
         return false;
     }

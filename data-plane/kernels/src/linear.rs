@@ -8,6 +8,7 @@
 mod amx;
 mod bf16;
 mod f32;
+mod int8;
 
 use std::ops::Range;
 
@@ -25,6 +26,9 @@ pub enum Element {
     F32,
     /// bfloat16. Inputs are rounded to it as well; products are summed in f32.
     Bf16,
+    /// 8-bit integers with a scale per output. Inputs are rounded to them as well, with a scale per row; products are
+    /// summed in 32-bit integers, exactly. See the source for the error.
+    Int8,
 }
 
 /// A packed weight matrix.
@@ -41,6 +45,8 @@ enum Panels {
     F32(Buffer<f32>),
     /// See [`bf16`].
     Bf16(Buffer<u16>),
+    /// See [`int8`].
+    Int8(int8::Panels),
 }
 
 // === impl Linear ===
@@ -61,14 +67,19 @@ impl Linear {
         let panels = match element {
             Element::F32 => {
                 let mut panels = Buffer::zeroed(outputs.div_ceil(PANEL) * PANEL * inputs);
-                pack_panels(cpu, &mut panels, outputs, inputs, row, f32::pack_row);
+                pack_panels(cpu, &mut panels, outputs, inputs, row, |panel, index, row| {
+                    f32::pack_row(panel, index % PANEL, row);
+                });
                 Panels::F32(panels)
             }
             Element::Bf16 => {
                 let mut panels = Buffer::zeroed(outputs.div_ceil(PANEL) * PANEL * bf16::padded(inputs));
-                pack_panels(cpu, &mut panels, outputs, inputs, row, bf16::pack_row);
+                pack_panels(cpu, &mut panels, outputs, inputs, row, |panel, index, row| {
+                    bf16::pack_row(panel, index % PANEL, row);
+                });
                 Panels::Bf16(panels)
             }
+            Element::Int8 => Panels::Int8(int8::Panels::pack(cpu, outputs, inputs, row)),
         };
         Self {
             outputs,
@@ -85,6 +96,15 @@ impl Linear {
     /// Input columns, k.
     pub fn inputs(&self) -> usize {
         self.inputs
+    }
+
+    /// Bytes of the packed weights, which a call reads once or more.
+    pub fn bytes(&self) -> usize {
+        match &self.panels {
+            Panels::F32(panels) => size_of_val(&panels[..]),
+            Panels::Bf16(panels) => size_of_val(&panels[..]),
+            Panels::Int8(panels) => panels.bytes(),
+        }
     }
 
     /// Computes `y = x Wᵀ + b`.
@@ -113,6 +133,7 @@ impl Linear {
         match &self.panels {
             Panels::F32(panels) => f32::forward(cpu, panels, x, &call),
             Panels::Bf16(panels) => bf16::forward(cpu, panels, x, &call),
+            Panels::Int8(panels) => panels.forward(cpu, x, &call),
         }
     }
 
@@ -128,6 +149,7 @@ impl Linear {
         match &self.panels {
             Panels::F32(panels) => f32::read_row(panels, index, row),
             Panels::Bf16(panels) => bf16::read_row(panels, index, row),
+            Panels::Int8(panels) => panels.read_row(index, row),
         }
     }
 }
@@ -176,14 +198,14 @@ impl Call<'_> {
     }
 }
 
-/// Fills panels from rows, in parallel.
+/// Fills panels from rows, in parallel; `pack_row` gets a row's panel, its index and its weights.
 fn pack_panels<T: Send>(
     cpu: Cpu,
     panels: &mut [T],
     outputs: usize,
     inputs: usize,
     row: &(dyn Fn(usize, &mut [f32]) + Sync),
-    pack_row: fn(panel: &mut [T], column: usize, row: &[f32]),
+    pack_row: impl Fn(&mut [T], usize, &[f32]) + Sync,
 ) {
     let count = outputs.div_ceil(PANEL);
     let size = panels.len() / count;
@@ -195,7 +217,7 @@ fn pack_panels<T: Send>(
             let packed = unsafe { panels.part(panel * size, size) };
             for column in 0..PANEL.min(outputs - panel * PANEL) {
                 row(panel * PANEL + column, &mut values);
-                pack_row(packed, column, &values);
+                pack_row(packed, panel * PANEL + column, &values);
             }
         }
     });

@@ -42,6 +42,19 @@ pub fn linear(x: &[f32], weight: &[f32], k: usize, bias: Option<&[f32]>) -> Vec<
     y
 }
 
+/// Rounds rows of `k` to 127 steps on either side of zero, the largest magnitude of a row being the last, and back.
+pub fn round_int8(values: &[f32], k: usize) -> Vec<f32> {
+    let round = |row: &[f32]| {
+        let largest = row
+            .iter()
+            .fold(0.0_f32, |largest, value| largest.max(value.abs()));
+        let steps = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+        let back = move |value: &f32| (value * steps).round_ties_even() * (largest / 127.0);
+        row.iter().map(back).collect::<Vec<_>>()
+    };
+    values.chunks_exact(k).flat_map(round).collect()
+}
+
 /// Softmax attention of one query over `keys` and `values` (`[positions][head_dim]`).
 pub fn attend(query: &[f32], keys: &[Vec<f32>], values: &[Vec<f32>], scale: f32) -> Vec<f32> {
     let dot = |key: &Vec<f32>| {

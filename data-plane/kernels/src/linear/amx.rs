@@ -1,10 +1,13 @@
-//! bf16 panels times rows in AMX tiles (Intel Architecture Instruction Set Extensions, chapter 3). Rust has no stable
+//! Panels times rows in AMX tiles (Intel Architecture Instruction Set Extensions, chapter 3). Rust has no stable
 //! intrinsics for tiles, hence the assembly. No compiled code touches tile registers, so they keep their content from
 //! one block of assembly to the next.
 //!
 //! A panel of 32 columns meets 32 rows of x in four tiles of sums: each tile that is loaded is used twice. Rows go
-//! by in blocks of 256, whose packed x stays in the second-level cache while the task's panels pass, and k in blocks
-//! of 512, of which a panel's share stays in the first-level cache while the rows pass.
+//! by in blocks of 256, whose packed x stays in the second-level cache while the task's panels pass, and k in blocks,
+//! of which a panel's share stays in the first-level cache while the rows pass.
+//!
+//! To a tile bf16 and int8 look alike: a block of k is 64 bytes of a row, 32 of the one and 64 of the other, and a
+//! sum is four bytes. Only the instruction differs.
 
 use std::{arch::asm, arch::x86_64::*, cell::RefCell, ops::Range};
 
@@ -12,18 +15,41 @@ use super::{
     Call, PANEL,
     bf16::{self, BLOCK, TILE},
 };
-use crate::{Cpu, buffer::Buffer, shared::SharedMut};
+use crate::{
+    Cpu,
+    buffer::{Buffer, Zeroable},
+    shared::SharedMut,
+};
 
 /// Rows of a pair of tiles.
-const ROWS: usize = 32;
+pub(super) const ROWS: usize = 32;
 /// Rows that stay in the second-level cache.
 const ROW_BLOCK: usize = 256;
-/// k that stays in the first-level cache, in blocks of 32.
+/// k that stays in the first-level cache, in blocks of 64 bytes.
 const K_BLOCKS: usize = 16;
+/// Bytes of a block of k: two tiles.
+pub(super) const BLOCK_BYTES: usize = 2048;
 /// Sums of 32 rows and a panel: four tiles of 16 by 16.
 const SUMS: usize = ROWS * PANEL;
 /// Elements of x that are worth packing in a task of their own.
-const PACK_ELEMENTS: usize = 1 << 16;
+pub(super) const PACK_ELEMENTS: usize = 1 << 16;
+
+/// What tiles hold, and what their sums mean.
+pub(super) trait Product: Sync {
+    /// Sums of `count` blocks of k, of 32 rows (four tiles at `sums`) or of up to 16 (two), which go on from what is
+    /// there unless `fresh`. They are 32-bit integers or floats.
+    ///
+    /// # Safety
+    /// The machine has tiles and this thread has configured them; `x` and `weights` hold `count` blocks, and `sums`
+    /// as many tiles as are written.
+    unsafe fn sum(two: bool, count: usize, x: *const u8, weights: *const u8, sums: *mut f32, fresh: bool);
+
+    /// Turns a row of a panel's sums into values of y, less the bias.
+    fn values(&self, row: usize, panel: usize, sums: &mut [f32; PANEL]);
+}
+
+/// Sums of products of bf16.
+struct Bf16;
 
 /// What `ldtilecfg` takes.
 #[repr(C, align(64))]
@@ -70,8 +96,33 @@ pub(super) unsafe fn forward(cpu: Cpu, panels: &[u16], x: &[f32], call: &Call<'_
         // SAFETY: the regions that wrote are over.
         let packed = unsafe { packed.part(0, groups * ROWS * k) };
         // SAFETY: `packed` holds whole groups of rows of k, `panels` panels of k; the machine has tiles.
-        call.for_panels(cpu, &|range| unsafe { multiply(panels, packed, k, call, range) });
+        unsafe { multiply_all(cpu, &Bf16, bytes(panels), bytes(packed), call) };
     });
+}
+
+/// Multiplies rows that are packed by blocks, `[rows / 32][blocks][2][16][64 bytes]`, with panels `[blocks][2][16][64
+/// bytes]`.
+///
+/// # Safety
+/// The machine has AVX-512 and tiles; `x` and `panels` hold as many blocks as the call has rows and panels.
+pub(super) unsafe fn multiply_all<P: Product>(
+    cpu: Cpu,
+    product: &P,
+    panels: &[u8],
+    x: &[u8],
+    call: &Call<'_>,
+) {
+    let blocks = x.len() / (call.rows.div_ceil(ROWS) * BLOCK_BYTES);
+    // SAFETY: the caller's promises; each task owns its panels.
+    call.for_panels(cpu, &|range| unsafe {
+        multiply(product, panels, x, blocks, call, range);
+    });
+}
+
+/// Plain numbers as their bytes.
+pub(super) fn bytes<T: Zeroable>(values: &[T]) -> &[u8] {
+    // SAFETY: plain numbers have no padding, and any alignment does for bytes.
+    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
 }
 
 /// Rounds up to 32 rows into pairs of tiles: `[k / 32][2][16][32]`. What lies beyond the rows is left as it is: those
@@ -105,21 +156,28 @@ unsafe fn pack_rows(x: &[f32], inputs: usize, to: &mut [u16]) {
 }
 
 /// # Safety
-/// The machine has tiles; `x` holds groups of 32 rows of k, `panels` panels of k; no other thread writes these panels
-/// of y.
-unsafe fn multiply(panels: &[u16], x: &[u16], k: usize, call: &Call<'_>, range: Range<usize>) {
+/// As [`multiply_all`]; no other thread writes these panels of y.
+unsafe fn multiply<P: Product>(
+    product: &P,
+    panels: &[u8],
+    x: &[u8],
+    blocks: usize,
+    call: &Call<'_>,
+    range: Range<usize>,
+) {
+    let size = blocks * BLOCK_BYTES;
     SUMS_OF_BLOCK.with_borrow_mut(|sums| {
         // SAFETY: the machine has tiles.
         let _tiles = unsafe { Tiles::configure() };
         for first in (0..call.rows).step_by(ROW_BLOCK) {
             let rows = ROW_BLOCK.min(call.rows - first);
-            let x = &x[first * k..][..rows.next_multiple_of(ROWS) * k];
+            let x = &x[first / ROWS * size..][..rows.div_ceil(ROWS) * size];
             for panel in range.clone() {
-                let weights = &panels[panel * PANEL * k..][..PANEL * k];
+                let weights = &panels[panel * size..][..size];
                 // SAFETY: x has whole groups of 32 rows, weights a panel, sums room for 256 rows.
-                unsafe { sum_panel(weights, x, k, rows, sums) };
+                unsafe { sum_panel::<P>(weights, x, blocks, rows, sums) };
                 // SAFETY: this task owns the panel; the machine has AVX-512.
-                unsafe { write_panel(sums, call, first, rows, panel) };
+                unsafe { write_panel(product, sums, call, first, rows, panel) };
             }
         }
     });
@@ -130,22 +188,29 @@ unsafe fn multiply(panels: &[u16], x: &[u16], k: usize, call: &Call<'_>, range: 
 /// # Safety
 /// AVX-512; no other thread writes these rows of this panel.
 #[target_feature(enable = "avx512f")]
-unsafe fn write_panel(sums: &[f32], call: &Call<'_>, first: usize, rows: usize, panel: usize) {
+unsafe fn write_panel<P: Product>(
+    product: &P,
+    sums: &[f32],
+    call: &Call<'_>,
+    first: usize,
+    rows: usize,
+    panel: usize,
+) {
     for row in 0..rows {
         let tile = &sums[row / ROWS * SUMS + row % ROWS / 16 * 512 + row % 16 * 16..][..272];
         let mut values = [0.0; PANEL];
         values[..16].copy_from_slice(&tile[..16]);
         values[16..].copy_from_slice(&tile[256..]);
+        product.values(first + row, panel, &mut values);
         // SAFETY: the caller's promise.
         unsafe { call.write(first + row, panel, &values) };
     }
 }
 
 /// # Safety
-/// The machine has tiles and this thread has configured them; `x` holds `rows` rows of k in groups of 32, `weights` a
+/// The machine has tiles and this thread has configured them; `x` holds `rows` rows in groups of 32, `weights` a
 /// panel, and `sums` has room for the groups.
-unsafe fn sum_panel(weights: &[u16], x: &[u16], k: usize, rows: usize, sums: &mut [f32]) {
-    let blocks = k / BLOCK;
+unsafe fn sum_panel<P: Product>(weights: &[u8], x: &[u8], blocks: usize, rows: usize, sums: &mut [f32]) {
     // With one group of rows nothing is read twice, so there is nothing to keep in a cache.
     let step = if rows <= ROWS { blocks } else { K_BLOCKS };
     for first in (0..blocks).step_by(step) {
@@ -154,114 +219,156 @@ unsafe fn sum_panel(weights: &[u16], x: &[u16], k: usize, rows: usize, sums: &mu
             let two = rows - group * ROWS > 16;
             // SAFETY: the caller's promises; blocks and groups stay below what the slices hold.
             unsafe {
-                let x = x.as_ptr().add((group * blocks + first) * 2 * TILE);
-                let weights = weights.as_ptr().add(first * 2 * TILE);
+                let x = x.as_ptr().add((group * blocks + first) * BLOCK_BYTES);
+                let weights = weights.as_ptr().add(first * BLOCK_BYTES);
                 let sums = sums.as_mut_ptr().add(group * SUMS);
-                if two {
-                    sum_two(count, x, weights, sums, first == 0);
-                } else {
-                    sum_one(count, x, weights, sums, first == 0);
-                }
+                P::sum(two, count, x, weights, sums, first == 0);
             }
         }
     }
 }
 
-/// 32 rows: four tiles of sums.
+/// The loops over k with one instruction that multiplies tiles.
+macro_rules! tile_sums {
+    ($instruction:literal, $two:ident, $one:ident) => {
+        /// 32 rows: four tiles of sums.
+        ///
+        /// # Safety
+        /// As [`Product::sum`].
+        unsafe fn $two(count: usize, x: *const u8, weights: *const u8, sums: *mut f32, fresh: bool) {
+            // SAFETY: the caller's promises; tiles 0 to 7 are free for use while configured.
+            unsafe {
+                if fresh {
+                    asm!(
+                        "tilezero tmm0",
+                        "tilezero tmm1",
+                        "tilezero tmm2",
+                        "tilezero tmm3",
+                        options(nomem, nostack)
+                    );
+                } else {
+                    asm!(
+                        "tileloadd tmm0, [{sums} + {stride}*1]",
+                        "tileloadd tmm1, [{sums} + {stride}*1 + 1024]",
+                        "tileloadd tmm2, [{sums} + {stride}*1 + 2048]",
+                        "tileloadd tmm3, [{sums} + {stride}*1 + 3072]",
+                        sums = in(reg) sums, stride = in(reg) 64_usize, options(nostack)
+                    );
+                }
+                asm!(
+                    "2:",
+                    "tileloadd tmm4, [{x} + {stride}*1]",
+                    "tileloadd tmm6, [{weights} + {stride}*1]",
+                    concat!($instruction, " tmm0, tmm4, tmm6"),
+                    "tileloadd tmm7, [{weights} + {stride}*1 + 1024]",
+                    concat!($instruction, " tmm1, tmm4, tmm7"),
+                    "tileloadd tmm5, [{x} + {stride}*1 + 1024]",
+                    concat!($instruction, " tmm2, tmm5, tmm6"),
+                    concat!($instruction, " tmm3, tmm5, tmm7"),
+                    // The rows two blocks ahead, half of their lines: the hardware fetches the neighbours.
+                    "prefetcht0 [{x} + 4096]",
+                    "prefetcht0 [{x} + 4160]",
+                    "prefetcht0 [{x} + 4224]",
+                    "prefetcht0 [{x} + 4288]",
+                    "prefetcht0 [{x} + 4352]",
+                    "prefetcht0 [{x} + 4416]",
+                    "prefetcht0 [{x} + 4480]",
+                    "prefetcht0 [{x} + 4544]",
+                    "add {x}, 2048",
+                    "add {weights}, 2048",
+                    "dec {count}",
+                    "jnz 2b",
+                    "tilestored [{sums} + {stride}*1], tmm0",
+                    "tilestored [{sums} + {stride}*1 + 1024], tmm1",
+                    "tilestored [{sums} + {stride}*1 + 2048], tmm2",
+                    "tilestored [{sums} + {stride}*1 + 3072], tmm3",
+                    x = inout(reg) x => _, weights = inout(reg) weights => _, count = inout(reg) count => _,
+                    sums = in(reg) sums, stride = in(reg) 64_usize, options(nostack)
+                );
+            }
+        }
+
+        /// Up to 16 rows: two tiles of sums.
+        ///
+        /// # Safety
+        /// As [`Product::sum`].
+        unsafe fn $one(count: usize, x: *const u8, weights: *const u8, sums: *mut f32, fresh: bool) {
+            // SAFETY: the caller's promises; tiles 0 to 7 are free for use while configured.
+            unsafe {
+                if fresh {
+                    asm!("tilezero tmm0", "tilezero tmm1", options(nomem, nostack));
+                } else {
+                    asm!(
+                        "tileloadd tmm0, [{sums} + {stride}*1]",
+                        "tileloadd tmm1, [{sums} + {stride}*1 + 1024]",
+                        sums = in(reg) sums, stride = in(reg) 64_usize, options(nostack)
+                    );
+                }
+                asm!(
+                    "2:",
+                    "tileloadd tmm4, [{x} + {stride}*1]",
+                    "tileloadd tmm6, [{weights} + {stride}*1]",
+                    concat!($instruction, " tmm0, tmm4, tmm6"),
+                    "tileloadd tmm7, [{weights} + {stride}*1 + 1024]",
+                    concat!($instruction, " tmm1, tmm4, tmm7"),
+                    // Weights stream from memory: keep a few kilobytes under way.
+                    "prefetcht1 [{weights} + 8192]",
+                    "prefetcht1 [{weights} + 8704]",
+                    "prefetcht1 [{weights} + 9216]",
+                    "prefetcht1 [{weights} + 9728]",
+                    "add {x}, 2048",
+                    "add {weights}, 2048",
+                    "dec {count}",
+                    "jnz 2b",
+                    "tilestored [{sums} + {stride}*1], tmm0",
+                    "tilestored [{sums} + {stride}*1 + 1024], tmm1",
+                    x = inout(reg) x => _, weights = inout(reg) weights => _, count = inout(reg) count => _,
+                    sums = in(reg) sums, stride = in(reg) 64_usize, options(nostack)
+                );
+            }
+        }
+    };
+}
+
+tile_sums!("tdpbf16ps", sum_two_bf16, sum_one_bf16);
+tile_sums!("tdpbssd", sum_two_int8, sum_one_int8);
+
+/// [`Product::sum`] of signed bytes, in 32-bit integers.
 ///
 /// # Safety
-/// As [`sum_panel`], for `count` blocks of k at `x` and `weights` and four tiles at `sums`.
-unsafe fn sum_two(count: usize, x: *const u16, weights: *const u16, sums: *mut f32, fresh: bool) {
-    // SAFETY: the caller's promises; tiles 0 to 7 are free for use while configured.
+/// As there.
+pub(super) unsafe fn sum_int8(
+    two: bool,
+    count: usize,
+    x: *const u8,
+    weights: *const u8,
+    sums: *mut f32,
+    fresh: bool,
+) {
+    // SAFETY: the caller's promises.
     unsafe {
-        if fresh {
-            asm!(
-                "tilezero tmm0",
-                "tilezero tmm1",
-                "tilezero tmm2",
-                "tilezero tmm3",
-                options(nomem, nostack)
-            );
-        } else {
-            asm!(
-                "tileloadd tmm0, [{sums} + {stride}*1]",
-                "tileloadd tmm1, [{sums} + {stride}*1 + 1024]",
-                "tileloadd tmm2, [{sums} + {stride}*1 + 2048]",
-                "tileloadd tmm3, [{sums} + {stride}*1 + 3072]",
-                sums = in(reg) sums, stride = in(reg) 64_usize, options(nostack)
-            );
+        match two {
+            true => sum_two_int8(count, x, weights, sums, fresh),
+            false => sum_one_int8(count, x, weights, sums, fresh),
         }
-        asm!(
-            "2:",
-            "tileloadd tmm4, [{x} + {stride}*1]",
-            "tileloadd tmm6, [{weights} + {stride}*1]",
-            "tdpbf16ps tmm0, tmm4, tmm6",
-            "tileloadd tmm7, [{weights} + {stride}*1 + 1024]",
-            "tdpbf16ps tmm1, tmm4, tmm7",
-            "tileloadd tmm5, [{x} + {stride}*1 + 1024]",
-            "tdpbf16ps tmm2, tmm5, tmm6",
-            "tdpbf16ps tmm3, tmm5, tmm7",
-            // The rows two blocks ahead, half of their lines: the hardware fetches the neighbours.
-            "prefetcht0 [{x} + 4096]",
-            "prefetcht0 [{x} + 4160]",
-            "prefetcht0 [{x} + 4224]",
-            "prefetcht0 [{x} + 4288]",
-            "prefetcht0 [{x} + 4352]",
-            "prefetcht0 [{x} + 4416]",
-            "prefetcht0 [{x} + 4480]",
-            "prefetcht0 [{x} + 4544]",
-            "add {x}, 2048",
-            "add {weights}, 2048",
-            "dec {count}",
-            "jnz 2b",
-            "tilestored [{sums} + {stride}*1], tmm0",
-            "tilestored [{sums} + {stride}*1 + 1024], tmm1",
-            "tilestored [{sums} + {stride}*1 + 2048], tmm2",
-            "tilestored [{sums} + {stride}*1 + 3072], tmm3",
-            x = inout(reg) x => _, weights = inout(reg) weights => _, count = inout(reg) count => _,
-            sums = in(reg) sums, stride = in(reg) 64_usize, options(nostack)
-        );
     }
 }
 
-/// Up to 16 rows: two tiles of sums.
-///
-/// # Safety
-/// As [`sum_two`], for two tiles at `sums`.
-unsafe fn sum_one(count: usize, x: *const u16, weights: *const u16, sums: *mut f32, fresh: bool) {
-    // SAFETY: the caller's promises; tiles 0 to 7 are free for use while configured.
-    unsafe {
-        if fresh {
-            asm!("tilezero tmm0", "tilezero tmm1", options(nomem, nostack));
-        } else {
-            asm!(
-                "tileloadd tmm0, [{sums} + {stride}*1]",
-                "tileloadd tmm1, [{sums} + {stride}*1 + 1024]",
-                sums = in(reg) sums, stride = in(reg) 64_usize, options(nostack)
-            );
+// === impl Bf16 ===
+
+impl Product for Bf16 {
+    unsafe fn sum(two: bool, count: usize, x: *const u8, weights: *const u8, sums: *mut f32, fresh: bool) {
+        // SAFETY: the caller's promises.
+        unsafe {
+            match two {
+                true => sum_two_bf16(count, x, weights, sums, fresh),
+                false => sum_one_bf16(count, x, weights, sums, fresh),
+            }
         }
-        asm!(
-            "2:",
-            "tileloadd tmm4, [{x} + {stride}*1]",
-            "tileloadd tmm6, [{weights} + {stride}*1]",
-            "tdpbf16ps tmm0, tmm4, tmm6",
-            "tileloadd tmm7, [{weights} + {stride}*1 + 1024]",
-            "tdpbf16ps tmm1, tmm4, tmm7",
-            // Weights stream from memory: keep a few kilobytes under way.
-            "prefetcht1 [{weights} + 8192]",
-            "prefetcht1 [{weights} + 8704]",
-            "prefetcht1 [{weights} + 9216]",
-            "prefetcht1 [{weights} + 9728]",
-            "add {x}, 2048",
-            "add {weights}, 2048",
-            "dec {count}",
-            "jnz 2b",
-            "tilestored [{sums} + {stride}*1], tmm0",
-            "tilestored [{sums} + {stride}*1 + 1024], tmm1",
-            x = inout(reg) x => _, weights = inout(reg) weights => _, count = inout(reg) count => _,
-            sums = in(reg) sums, stride = in(reg) 64_usize, options(nostack)
-        );
     }
+
+    #[inline(always)]
+    fn values(&self, _: usize, _: usize, _: &mut [f32; PANEL]) {}
 }
 
 // === impl TileConfig ===

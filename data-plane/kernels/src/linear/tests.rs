@@ -47,10 +47,28 @@ proptest! {
     }
 
     #[test]
+    fn int8_agrees_with_the_reference_on_rounded_inputs_and_with_itself_bit_by_bit(
+        m in 1..70_usize, n in 1..100_usize, k in 1..300_usize, with_bias: bool, seed: u64,
+    ) {
+        let (x, weights) = (reference::noise(seed, m * k), reference::noise(seed ^ 1, n * k));
+        let bias = with_bias.then(|| reference::noise(seed ^ 2, n));
+        let (rounded, rounded_weights) = (reference::round_int8(&x, k), reference::round_int8(&weights, k));
+        let expected = reference::linear(&rounded, &rounded_weights, k, bias.as_deref());
+        let mut plainest: Option<Vec<f32>> = None;
+        for cpu in machines() {
+            let mut y = vec![f32::NAN; m * n];
+            packed(cpu, Element::Int8, &weights, n, k).forward(cpu, &mut y, &x, bias.as_deref());
+            reference::assert_close(&y, &expected, 1e-5);
+            let plainest = plainest.get_or_insert_with(|| y.clone());
+            prop_assert_eq!(&y, plainest);
+        }
+    }
+
+    #[test]
     fn a_row_does_not_depend_on_the_rows_beside_it(m in 2..70_usize, n in 1..70_usize, k in 1..600_usize, seed: u64) {
         let (x, weights) = (reference::noise(seed, m * k), reference::noise(seed ^ 1, n * k));
         for cpu in machines() {
-            for element in [Element::F32, Element::Bf16] {
+            for element in [Element::F32, Element::Bf16, Element::Int8] {
                 let linear = packed(cpu, element, &weights, n, k);
                 let mut together = vec![0.0; m * n];
                 linear.forward(cpu, &mut together, &x, None);
@@ -66,8 +84,9 @@ proptest! {
     #[test]
     fn rows_read_back_as_they_were_packed(n in 1..70_usize, k in 1..70_usize, seed: u64) {
         let weights = reference::round_bf16(&reference::noise(seed, n * k));
-        for element in [Element::F32, Element::Bf16] {
-            let linear = packed(Cpu::detect(), element, &weights, n, k);
+        let rounded = reference::round_int8(&weights, k);
+        for (element, weights) in [(Element::F32, &weights), (Element::Bf16, &weights), (Element::Int8, &rounded)] {
+            let linear = packed(Cpu::detect(), element, weights, n, k);
             let mut row = vec![0.0; k];
             for (index, expected) in weights.chunks_exact(k).enumerate() {
                 linear.row(index, &mut row);
@@ -96,7 +115,7 @@ fn many_rows_and_panels_in_parallel_agree_with_the_reference() {
 fn callers_on_several_threads_get_what_each_gets_alone() {
     let (m, n, k) = (40, 320, 256);
     let weights = reference::noise(1, n * k);
-    for element in [Element::F32, Element::Bf16] {
+    for element in [Element::F32, Element::Bf16, Element::Int8] {
         let cpu = Cpu::detect();
         let linear = packed(cpu, element, &weights, n, k);
         let call = |seed: u64| {
@@ -115,5 +134,45 @@ fn callers_on_several_threads_get_what_each_gets_alone() {
                 });
             }
         });
+    }
+}
+
+#[test]
+fn int8_is_off_by_less_than_a_hundredth_of_the_outputs_size() {
+    let (m, n, k) = (16, 128, 2048);
+    // Sums of 12 numbers are as good as normally distributed, which weights and activations are, roughly.
+    let normal = |seed, len: usize| -> Vec<f32> {
+        let noise = reference::noise(seed, len * 12);
+        noise
+            .chunks_exact(12)
+            .map(|twelve| twelve.iter().sum::<f32>() / 2.0)
+            .collect()
+    };
+    let (x, weights) = (normal(1, m * k), normal(2, n * k));
+    let exact = reference::linear(&x, &weights, k, None);
+    for cpu in machines() {
+        let mut y = vec![f32::NAN; m * n];
+        packed(cpu, Element::Int8, &weights, n, k).forward(cpu, &mut y, &x, None);
+        let square = |values: &mut dyn Iterator<Item = f32>| values.map(|value| value * value).sum::<f32>();
+        let off = square(&mut y.iter().zip(&exact).map(|(y, exact)| y - exact));
+        let size = square(&mut exact.iter().copied());
+        let error = (off / size).sqrt();
+        assert!(error < 0.012, "{}: {error}", cpu.isa);
+        assert!(error > 0.001, "{}: {error} is too good to be int8", cpu.isa);
+    }
+}
+
+#[test]
+fn what_is_no_number_does_not_get_lost_in_int8() {
+    for poison in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        for cpu in machines() {
+            let linear = packed(cpu, Element::Int8, &[1.0; 100], 1, 100);
+            let mut x = [1.0; 200];
+            x[30] = poison;
+            let mut y = [0.0; 2];
+            linear.forward(cpu, &mut y, &x, None);
+            assert!(y[0].is_nan(), "{}", cpu.isa);
+            assert!((y[1] - 100.0).abs() < 1e-3, "{}: {}", cpu.isa, y[1]);
+        }
     }
 }
