@@ -321,12 +321,9 @@ fn check_digest(request: &Request, found: &str) -> Result<(), LoadErrorKind> {
 /// Bytes that the weights will take. A checkpoint that does not say how wide its elements are may have the
 /// narrowest.
 fn weight_bytes(dir: &Path, dtype: Option<Dtype>, model: &ModelConfig) -> u64 {
-    let width = |dtype: Dtype| match dtype {
-        Dtype::F32 => 4,
-        Dtype::Bf16 => 2,
-    };
     let kept = dtype.unwrap_or_else(|| model.default_dtype());
-    Need::weights(dir, width(kept), model.checkpoint_dtype.map_or(2, width))
+    let stored = model.checkpoint_dtype.map_or(2, Dtype::weight_bytes);
+    Need::weights(dir, kept.weight_bytes(), stored)
 }
 
 fn fake(config: &Config, request: &Request, pace: Duration) -> Result<Parts, LoadErrorKind> {

@@ -78,6 +78,17 @@ pub(crate) struct Workspace {
 // === impl Decoder ===
 
 impl Decoder {
+    /// Bytes of all packed matrices.
+    pub(crate) fn matrix_bytes(&self) -> usize {
+        let layer = |layer: &Layer| {
+            layer.qkv.matrix().bytes()
+                + layer.attention_output.matrix().bytes()
+                + layer.gate_up.matrix().bytes()
+                + layer.down.matrix().bytes()
+        };
+        self.layers.iter().map(layer).sum::<usize>() + self.output.matrix().bytes()
+    }
+
     /// Runs a step; the logits of its rows are in the workspace afterwards.
     pub(crate) fn forward(
         &self,

@@ -18,6 +18,9 @@ pub enum Dtype {
     F32,
     /// bfloat16: half the memory and its traffic. Inputs of products are rounded to it, sums are taken in f32.
     Bf16,
+    /// 8-bit integers for the matrices, with a scale per output, times inputs of 8 bits with a scale per token; KV is
+    /// bf16. Outputs are off by about 1 % of their size; see [`penstock_kernels::Element::Int8`].
+    Int8,
 }
 
 /// Size of the KV pool.
@@ -68,10 +71,20 @@ pub struct Model {
 // === impl Dtype ===
 
 impl Dtype {
-    fn bytes(self) -> usize {
+    /// Bytes of a weight.
+    pub fn weight_bytes(self) -> u64 {
         match self {
             Self::F32 => 4,
             Self::Bf16 => 2,
+            Self::Int8 => 1,
+        }
+    }
+
+    /// What KV is kept in.
+    fn cache(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::Bf16 | Self::Int8 => DType::BF16,
         }
     }
 }
@@ -96,11 +109,7 @@ impl Model {
         let capacity = cache_shape.num_pages * cache_shape.page_size;
         let positions = config.max_position_embeddings.min(capacity);
         let decoder = decoder::load(&config, &checkpoint, dtype, positions, options.progress)?;
-        let element = match dtype {
-            Dtype::F32 => DType::F32,
-            Dtype::Bf16 => DType::BF16,
-        };
-        let layer = |_| Tensor::zeros(cache_shape.elements(), element, &Device::Cpu);
+        let layer = |_| Tensor::zeros(cache_shape.elements(), dtype.cache(), &Device::Cpu);
         let cache = (0..config.num_layers).map(layer).collect::<Result<_, _>>()?;
         let workspace = Workspace::new(&decoder)?;
         let (slots, logit_rows) = (Vec::new(), Vec::new());
@@ -131,6 +140,7 @@ impl Model {
         let dtype = match self.dtype {
             Dtype::F32 => "f32",
             Dtype::Bf16 => "bf16",
+            Dtype::Int8 => "int8",
         };
         format!("cpu ({}; {dtype})", self.decoder.cpu().isa)
     }
@@ -138,7 +148,12 @@ impl Model {
     /// Bytes of KV that one token takes, all layers together; `dtype` as in [`LoadOptions`].
     pub fn kv_bytes_per_token(config: &ModelConfig, dtype: Option<Dtype>) -> usize {
         let dtype = dtype.unwrap_or_else(|| config.default_dtype());
-        2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.bytes()
+        2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.cache().size_in_bytes()
+    }
+
+    /// Bytes of packed matrices that one step reads.
+    pub fn matrix_bytes(&self) -> usize {
+        self.decoder.matrix_bytes()
     }
 
     /// Runs one batch: writes the KV of its tokens into their pages, and fills `logits` with one row of

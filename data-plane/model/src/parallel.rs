@@ -51,6 +51,11 @@ impl RowParallel {
         Self(Matrix::pack(cpu, element, inputs, &[part]))
     }
 
+    /// The packed matrix.
+    pub(crate) fn matrix(&self) -> &Linear {
+        &self.0.linear
+    }
+
     pub(crate) fn forward(&self, cpu: Cpu, rows: usize, x: &Tensor, y: &Tensor) -> candle_core::Result<()> {
         self.0.forward(cpu, rows, x, y)
     }

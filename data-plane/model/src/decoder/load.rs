@@ -32,6 +32,7 @@ pub(crate) fn load(
     let element = match dtype {
         Dtype::F32 => Element::F32,
         Dtype::Bf16 => Element::Bf16,
+        Dtype::Int8 => Element::Int8,
     };
     let mut loader = Loader {
         config,
@@ -164,7 +165,8 @@ impl<'a> Loader<'a> {
         let table = weights.to_vec(vocab * hidden);
         let table = match self.element {
             Element::F32 => Tensor::from_vec(table, (vocab, hidden), &Device::Cpu)?,
-            Element::Bf16 => {
+            // A table is only read: rounding it to bytes would save no time.
+            Element::Bf16 | Element::Int8 => {
                 let table: Vec<half::bf16> = table.into_iter().map(half::bf16::from_f32).collect();
                 Tensor::from_vec(table, (vocab, hidden), &Device::Cpu)?
             }
