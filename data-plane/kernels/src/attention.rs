@@ -4,6 +4,11 @@
 //! and sum of Milakov and Gimelshein 2018 (arXiv 1805.02867). The query heads that share a key head are rows of one
 //! tile, so that each key is read once for all of them. A row's sums are taken in the same order whatever tile it is
 //! in, so a token's output does not depend on how the prompt was cut into chunks.
+//!
+//! A bf16 cache on a machine with AMX goes through tiles; see [`amx`].
+
+#[cfg(target_arch = "x86_64")]
+mod amx;
 
 use std::cell::RefCell;
 
@@ -128,8 +133,18 @@ pub fn attention<T: CacheElement>(cpu: Cpu, y: &mut [f32], qkv: &[f32], cache: &
         );
     }
     let group = heads / kv_heads;
+    #[cfg(target_arch = "x86_64")]
+    let in_tiles = T::as_bf16(cache).filter(|_| cpu.isa.level() == crate::isa::Level::Amx && amx::fits(call));
+    #[cfg(target_arch = "x86_64")]
+    let tile_rows = if in_tiles.is_some() {
+        amx::TILE_ROWS
+    } else {
+        TILE_ROWS
+    };
+    #[cfg(not(target_arch = "x86_64"))]
+    let tile_rows = TILE_ROWS;
     let tiles_of =
-        |sequence: &AttentionSequence<'_>| (sequence.query_len * group).div_ceil(TILE_ROWS) * kv_heads;
+        |sequence: &AttentionSequence<'_>| (sequence.query_len * group).div_ceil(tile_rows) * kv_heads;
     let work: usize = call
         .sequences
         .iter()
@@ -144,14 +159,19 @@ pub fn attention<T: CacheElement>(cpu: Cpu, y: &mut [f32], qkv: &[f32], cache: &
         for sequence in call.sequences {
             let tiles = tiles_of(sequence);
             if index < tiles {
-                let first = index / kv_heads * TILE_ROWS;
-                let count = TILE_ROWS.min(sequence.query_len * group - first);
+                let first = index / kv_heads * tile_rows;
+                let count = tile_rows.min(sequence.query_len * group - first);
                 let tile = Tile {
                     sequence: *sequence,
                     kv_head: index % kv_heads,
                     first,
                     count,
                 };
+                #[cfg(target_arch = "x86_64")]
+                if let Some(cache) = in_tiles {
+                    // SAFETY: the machine has tiles, the call is checked, and a tile's rows are its own.
+                    return unsafe { amx::attend_tile(&tile, &y, qkv, cache, call) };
+                }
                 return attend_tile(cpu, &tile, &y, qkv, cache, call);
             }
             index -= tiles;

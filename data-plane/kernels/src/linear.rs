@@ -5,7 +5,7 @@
 //! however the work is split: rows do not depend on each other, bit by bit.
 
 #[cfg(target_arch = "x86_64")]
-mod amx;
+pub(crate) mod amx;
 mod bf16;
 mod f32;
 mod int8;

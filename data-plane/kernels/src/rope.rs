@@ -52,6 +52,8 @@ pub const MAX_HEAD_DIM: usize = 1024;
 pub(crate) trait CacheElement: Copy + Send + Sync + 'static {
     fn from_f32(value: f32) -> Self;
     fn to_f32(self) -> f32;
+    /// The elements, where they are bf16.
+    fn as_bf16(elements: &[Self]) -> Option<&[bf16]>;
 }
 
 impl CacheElement for f32 {
@@ -64,6 +66,10 @@ impl CacheElement for f32 {
     fn to_f32(self) -> f32 {
         self
     }
+
+    fn as_bf16(_: &[Self]) -> Option<&[bf16]> {
+        None
+    }
 }
 
 impl CacheElement for bf16 {
@@ -75,6 +81,10 @@ impl CacheElement for bf16 {
     #[inline(always)]
     fn to_f32(self) -> f32 {
         f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+
+    fn as_bf16(elements: &[Self]) -> Option<&[bf16]> {
+        Some(elements)
     }
 }
 

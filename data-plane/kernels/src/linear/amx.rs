@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Rows of a pair of tiles.
-pub(super) const ROWS: usize = 32;
+pub(crate) const ROWS: usize = 32;
 /// Rows that stay in the second-level cache.
 const ROW_BLOCK: usize = 256;
 /// k that stays in the first-level cache, in blocks of 64 bytes.
@@ -30,7 +30,7 @@ const K_BLOCKS: usize = 16;
 /// Bytes of a block of k: two tiles.
 pub(super) const BLOCK_BYTES: usize = 2048;
 /// Sums of 32 rows and a panel: four tiles of 16 by 16.
-const SUMS: usize = ROWS * PANEL;
+pub(crate) const SUMS: usize = ROWS * PANEL;
 /// Elements of x that are worth packing in a task of their own.
 pub(super) const PACK_ELEMENTS: usize = 1 << 16;
 
@@ -63,7 +63,7 @@ struct TileConfig {
 
 /// Eight tiles of 16 rows of 64 bytes for as long as it lives; then whatever this thread had before. Other users of
 /// tiles (candle is one) remember that a thread is configured, and would fault or compute nonsense if it were not.
-struct Tiles {
+pub(crate) struct Tiles {
     before: TileConfig,
 }
 
@@ -333,6 +333,27 @@ macro_rules! tile_sums {
 tile_sums!("tdpbf16ps", sum_two_bf16, sum_one_bf16);
 tile_sums!("tdpbssd", sum_two_int8, sum_one_int8);
 
+/// [`Product::sum`] of bf16.
+///
+/// # Safety
+/// As there.
+pub(crate) unsafe fn sum_bf16(
+    two: bool,
+    count: usize,
+    x: *const u8,
+    weights: *const u8,
+    sums: *mut f32,
+    fresh: bool,
+) {
+    // SAFETY: the caller's promises.
+    unsafe {
+        match two {
+            true => sum_two_bf16(count, x, weights, sums, fresh),
+            false => sum_one_bf16(count, x, weights, sums, fresh),
+        }
+    }
+}
+
 /// [`Product::sum`] of signed bytes, in 32-bit integers.
 ///
 /// # Safety
@@ -359,12 +380,7 @@ pub(super) unsafe fn sum_int8(
 impl Product for Bf16 {
     unsafe fn sum(two: bool, count: usize, x: *const u8, weights: *const u8, sums: *mut f32, fresh: bool) {
         // SAFETY: the caller's promises.
-        unsafe {
-            match two {
-                true => sum_two_bf16(count, x, weights, sums, fresh),
-                false => sum_one_bf16(count, x, weights, sums, fresh),
-            }
-        }
+        unsafe { sum_bf16(two, count, x, weights, sums, fresh) }
     }
 
     #[inline(always)]
@@ -402,7 +418,7 @@ impl TileConfig {
 impl Tiles {
     /// # Safety
     /// The machine has tiles that this process may use.
-    unsafe fn configure() -> Self {
+    pub(crate) unsafe fn configure() -> Self {
         let mut before = TileConfig::UNCONFIGURED;
         // SAFETY: both configurations are 64 bytes, aligned to 64; ours is valid for palette 1.
         unsafe {
