@@ -64,10 +64,22 @@ impl<T: Zeroable> Buffer<T> {
     }
 }
 
+/// Asks for huge pages under memory that was allocated but not touched yet: rows of large activations lie on pages of
+/// their own, and a kernel that writes a few columns of many rows would spend its time looking pages up. Advice only:
+/// what it is given does not change, and a refusal costs only speed.
+pub fn prefer_huge_pages<T>(values: &[T]) {
+    let start = (values.as_ptr() as usize).next_multiple_of(HUGE_PAGE);
+    let end = (values.as_ptr_range().end as usize) / HUGE_PAGE * HUGE_PAGE;
+    if let Some(bytes) = end.checked_sub(start).filter(|&bytes| bytes > 0) {
+        let layout = Layout::from_size_align(bytes, LINE).expect("a part of a slice fits an isize");
+        advise_huge(start as *mut _, layout);
+    }
+}
+
 #[cfg(target_os = "linux")]
 fn advise_huge(pointer: *mut libc::c_void, layout: Layout) {
     if layout.size() >= HUGE_PAGE {
-        // SAFETY: the range was just allocated, and advice does not change its content. A refusal costs only speed.
+        // SAFETY: the range is allocated, and advice does not change its content. A refusal costs only speed.
         unsafe { libc::madvise(pointer, layout.size(), libc::MADV_HUGEPAGE) };
     }
 }

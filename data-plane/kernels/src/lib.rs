@@ -36,6 +36,7 @@ mod shared;
 
 pub use activation::swiglu;
 pub use attention::{Attention, AttentionSequence, attention};
+pub use buffer::prefer_huge_pages;
 pub use isa::Isa;
 pub use linear::{Element, Linear};
 pub use mapped::MappedFile;

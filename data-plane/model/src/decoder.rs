@@ -1,7 +1,7 @@
 //! The decoder: Llama, Qwen2 and Qwen3 are one definition with switches (biases, norms of q and k).
 
-use candle_core::{DType, Device, Tensor};
-use penstock_kernels::{AttentionSequence, CacheShape, Cpu, QkvShape};
+use candle_core::{CpuStorage, DType, Device, Shape, Storage, Tensor};
+use penstock_kernels::{AttentionSequence, CacheShape, Cpu, QkvShape, prefer_huge_pages};
 
 use crate::{
     Batch, ModelConfig,
@@ -230,7 +230,7 @@ impl Workspace {
         if rows > 0 {
             let (storage, _) = self.logits.storage_and_layout();
             match &*storage {
-                candle_core::Storage::Cpu(storage) => {
+                Storage::Cpu(storage) => {
                     out.extend_from_slice(&storage.as_slice::<f32>()?[..rows * vocab_size]);
                 }
                 _ => candle_core::bail!("logits are on the CPU"),
@@ -250,7 +250,7 @@ impl Workspace {
     }
 
     fn sized(decoder: &Decoder, capacity: usize, logit_capacity: usize) -> candle_core::Result<Self> {
-        let zeros = |rows: usize, width: usize| Tensor::zeros((rows, width), DType::F32, &Device::Cpu);
+        let zeros = |rows: usize, width: usize| zeros((rows, width), DType::F32);
         let stream = zeros(2 * capacity, decoder.hidden_size)?;
         Ok(Self {
             capacity,
@@ -266,4 +266,17 @@ impl Workspace {
             logits: zeros(logit_capacity, decoder.vocab_size)?,
         })
     }
+}
+
+/// Zeros on huge pages, where the machine gives them.
+pub(crate) fn zeros(shape: impl Into<Shape>, dtype: DType) -> candle_core::Result<Tensor> {
+    let tensor = Tensor::zeros(shape, dtype, &Device::Cpu)?;
+    let (storage, _) = tensor.storage_and_layout();
+    match &*storage {
+        Storage::Cpu(CpuStorage::F32(values)) => prefer_huge_pages(values),
+        Storage::Cpu(CpuStorage::BF16(values)) => prefer_huge_pages(values),
+        _ => {}
+    }
+    drop(storage);
+    Ok(tensor)
 }

@@ -109,7 +109,7 @@ impl Model {
         let capacity = cache_shape.num_pages * cache_shape.page_size;
         let positions = config.max_position_embeddings.min(capacity);
         let decoder = decoder::load(&config, &checkpoint, dtype, positions, options.progress)?;
-        let layer = |_| Tensor::zeros(cache_shape.elements(), dtype.cache(), &Device::Cpu);
+        let layer = |_| decoder::zeros(cache_shape.elements(), dtype.cache());
         let cache = (0..config.num_layers).map(layer).collect::<Result<_, _>>()?;
         let workspace = Workspace::new(&decoder)?;
         let (slots, logit_rows) = (Vec::new(), Vec::new());

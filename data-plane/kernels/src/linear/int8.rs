@@ -286,12 +286,18 @@ unsafe fn round_rows_body<L: Lanes>(x: &[f32], inputs: usize, to: &mut [i8], sca
             let to = &mut to[row_offset(row, block, blocks)..][..BLOCK];
             let x = &x[block * BLOCK..inputs.min((block + 1) * BLOCK)];
             let mut floats = [0.0_f32; BLOCK];
-            floats[..x.len()].copy_from_slice(x);
-            // SAFETY: the array holds four vectors.
+            let x = match <&[f32; BLOCK]>::try_from(x) {
+                Ok(x) => x,
+                Err(_) => {
+                    floats[..x.len()].copy_from_slice(x);
+                    &{ floats }
+                }
+            };
+            // SAFETY: the arrays hold four vectors.
             unsafe {
-                for quarter in floats.chunks_exact_mut(LANES) {
-                    let x = L::load(quarter.as_ptr()).mul(L::splat(steps)).round();
-                    x.store(quarter.as_mut_ptr());
+                for (x, floats) in x.chunks_exact(LANES).zip(floats.chunks_exact_mut(LANES)) {
+                    let x = L::load(x.as_ptr()).mul(L::splat(steps)).round();
+                    x.store(floats.as_mut_ptr());
                 }
             }
             for (to, &from) in to.iter_mut().zip(&floats) {
