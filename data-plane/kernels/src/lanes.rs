@@ -29,6 +29,8 @@ pub(crate) trait Lanes: Copy {
     unsafe fn load(from: *const f32) -> Self;
     /// Writes 16 floats.
     unsafe fn store(self, to: *mut f32);
+    /// Writes 16 whole numbers between -127 and 127 as bytes.
+    unsafe fn store_bytes(self, to: *mut i8);
     /// Reads 16 pairs of bf16: the first and the second of each.
     unsafe fn load_bf16_pairs(from: *const u16) -> (Self, Self);
     unsafe fn add(self, other: Self) -> Self;

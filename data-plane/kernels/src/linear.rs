@@ -198,6 +198,37 @@ impl Call<'_> {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
+impl Call<'_> {
+    /// [`Call::write`] from registers.
+    ///
+    /// # Safety
+    /// AVX-512; no other thread writes this row of this panel.
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    unsafe fn write_vectors(&self, row: usize, panel: usize, mut values: [std::arch::x86_64::__m512; 2]) {
+        use std::arch::x86_64::*;
+        let (outputs, first) = (self.linear.outputs, panel * PANEL);
+        // SAFETY: whole panels lie inside of the row and of the bias; the rest is the caller's promise.
+        unsafe {
+            if outputs - first < PANEL {
+                let mut array = [0.0; PANEL];
+                _mm512_storeu_ps(array.as_mut_ptr(), values[0]);
+                _mm512_storeu_ps(array.as_mut_ptr().add(16), values[1]);
+                return self.write(row, panel, &array);
+            }
+            if let Some(bias) = self.bias {
+                let bias = bias[first..][..PANEL].as_ptr();
+                values[0] = _mm512_add_ps(values[0], _mm512_loadu_ps(bias));
+                values[1] = _mm512_add_ps(values[1], _mm512_loadu_ps(bias.add(16)));
+            }
+            let y = self.y.part(row * outputs + first, PANEL).as_mut_ptr();
+            _mm512_storeu_ps(y, values[0]);
+            _mm512_storeu_ps(y.add(16), values[1]);
+        }
+    }
+}
+
 /// Fills panels from rows, in parallel; `pack_row` gets a row's panel, its index and its weights.
 fn pack_panels<T: Send>(
     cpu: Cpu,

@@ -1,5 +1,5 @@
 //! Tokens a second of a checkpoint, without an engine: `cargo run --release -p penstock-model --example bench -- DIR
-//! [f32|bf16|int8]`. Prints the median and the best of a few runs of each, because a machine is rarely quiet, and for
+//! [f32|bf16|int8] [prefill|decode]`. Prints the median and the best of a few runs of each, because a machine is rarely quiet, and for
 //! decoding the share of the memory's bandwidth: bytes of weights and KV that a step must read, over the rate at which
 //! two threads stream a large buffer, measured right before.
 
@@ -26,6 +26,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         Some("int8") => Some(Dtype::Int8),
         Some(other) => return Err(format!("{other} is none of f32, bf16 and int8").into()),
     };
+    let only = arguments.next();
+    let wants = |what: &str| only.as_deref().is_none_or(|only| only == what);
     let cache = CacheLayout {
         page_size: PAGE,
         num_pages: PAGES,
@@ -44,7 +46,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         start.elapsed().as_secs_f64()
     );
     let context = model.config().max_position_embeddings;
-    for len in [128, 512, 2048].into_iter().filter(|&len| len <= context) {
+    for len in [128, 512, 2048]
+        .into_iter()
+        .filter(|&len| len <= context && wants("prefill"))
+    {
         let seconds = measure(|| prefill(&mut model, len))?;
         println!(
             "prefill {len:>5}: median {:>8.1}  best {:>8.1} tokens/s",
@@ -53,7 +58,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         );
     }
     let per_token = Model::kv_bytes_per_token(model.config(), dtype) as f64;
-    for sequences in [1, 4, 8, 16] {
+    for sequences in [1, 4, 8, 16].into_iter().filter(|_| wants("decode")) {
         let stream = stream_rate();
         let seconds = measure(|| decode(&mut model, sequences))?;
         let kv = (sequences * (CONTEXT + STEPS / 2)) as f64 * per_token;

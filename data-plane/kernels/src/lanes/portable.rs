@@ -33,6 +33,15 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
+    unsafe fn store_bytes(self, to: *mut i8) {
+        // SAFETY: valid for 16 bytes by the trait's rule.
+        unsafe {
+            to.cast::<[i8; LANES]>()
+                .write_unaligned(self.0.map(|value| value as i8))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn load_bf16_pairs(from: *const u16) -> (Self, Self) {
         // SAFETY: valid for 32 bf16 by the trait's rule.
         let bits = unsafe { from.cast::<[[u16; 2]; LANES]>().read_unaligned() };

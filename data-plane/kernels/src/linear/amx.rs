@@ -45,7 +45,10 @@ pub(super) trait Product: Sync {
     unsafe fn sum(two: bool, count: usize, x: *const u8, weights: *const u8, sums: *mut f32, fresh: bool);
 
     /// Turns a row of a panel's sums into values of y, less the bias.
-    fn values(&self, row: usize, panel: usize, sums: &mut [f32; PANEL]);
+    ///
+    /// # Safety
+    /// AVX-512.
+    unsafe fn values(&self, row: usize, panel: usize, sums: [__m512; 2]) -> [__m512; 2];
 }
 
 /// Sums of products of bf16.
@@ -198,12 +201,15 @@ unsafe fn write_panel<P: Product>(
 ) {
     for row in 0..rows {
         let tile = &sums[row / ROWS * SUMS + row % ROWS / 16 * 512 + row % 16 * 16..][..272];
-        let mut values = [0.0; PANEL];
-        values[..16].copy_from_slice(&tile[..16]);
-        values[16..].copy_from_slice(&tile[256..]);
-        product.values(first + row, panel, &mut values);
-        // SAFETY: the caller's promise.
-        unsafe { call.write(first + row, panel, &values) };
+        // SAFETY: 16 sums at each place; the rest is the caller's promise.
+        unsafe {
+            let sums = [
+                _mm512_loadu_ps(tile.as_ptr()),
+                _mm512_loadu_ps(tile[256..].as_ptr()),
+            ];
+            let values = product.values(first + row, panel, sums);
+            call.write_vectors(first + row, panel, values);
+        }
     }
 }
 
@@ -383,8 +389,11 @@ impl Product for Bf16 {
         unsafe { sum_bf16(two, count, x, weights, sums, fresh) }
     }
 
-    #[inline(always)]
-    fn values(&self, _: usize, _: usize, _: &mut [f32; PANEL]) {}
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    unsafe fn values(&self, _: usize, _: usize, sums: [__m512; 2]) -> [__m512; 2] {
+        sums
+    }
 }
 
 // === impl TileConfig ===

@@ -86,12 +86,15 @@ impl Panels {
             let largest = row
                 .iter()
                 .fold(0.0_f32, |largest, weight| largest.max(weight.abs()));
-            let steps = if largest > 0.0 { LARGEST / largest } else { 0.0 };
             let mut sum = 0;
-            for (k, &weight) in row.iter().enumerate() {
-                let rounded = (weight * steps).round_ties_even() as i8;
-                panel[offset(k, index % PANEL)] = rounded;
-                sum += i32::from(rounded);
+            for (block, row) in row.chunks(BLOCK).enumerate() {
+                let mut rounded = [0; BLOCK];
+                // SAFETY: a block is whole vectors long.
+                unsafe { round(cpu.isa, row, steps(largest), &mut rounded) };
+                for (quad, rounded) in rounded.chunks_exact(4).enumerate() {
+                    panel[offset(block * BLOCK + quad * 4, index % PANEL)..][..4].copy_from_slice(rounded);
+                }
+                sum += rounded.iter().map(|&rounded| i32::from(rounded)).sum::<i32>();
             }
             // SAFETY: every column is packed by one task.
             unsafe {
@@ -272,44 +275,68 @@ unsafe fn round_rows_body<L: Lanes>(x: &[f32], inputs: usize, to: &mut [i8], sca
         padding[..rest.len()].copy_from_slice(rest);
         // SAFETY: every chunk and the padding hold a vector of floats.
         let (largest, nothing) = unsafe {
-            let (zero, mut largest, mut nothing) = (L::splat(0.0), L::splat(0.0), L::splat(0.0));
-            for chunk in whole.chunks_exact(LANES).chain([&padding[..]]) {
+            // Several of each, so that one instruction need not wait for the one before.
+            let zero = L::splat(0.0);
+            let (mut largest, mut nothing) = ([zero; 4], [zero; 4]);
+            let chunks = whole.chunks_exact(LANES).chain([&padding[..]]);
+            for (at, chunk) in chunks.enumerate() {
                 let x = L::load(chunk.as_ptr());
-                largest = largest.max(x).max(zero.sub(x));
-                nothing = x.mul_add(zero, nothing);
+                largest[at % 4] = largest[at % 4].max(x).max(zero.sub(x));
+                nothing[at % 4] = x.mul_add(zero, nothing[at % 4]);
             }
+            let largest = largest[0].max(largest[1]).max(largest[2].max(largest[3]));
+            let nothing = nothing[0].add(nothing[1]).add(nothing[2].add(nothing[3]));
             (largest.largest(), nothing.sum())
         };
         *scale = largest / LARGEST + nothing;
-        let steps = if largest > 0.0 { LARGEST / largest } else { 0.0 };
-        for block in 0..blocks {
+        let steps = steps(largest);
+        for (block, x) in x.chunks(BLOCK).enumerate() {
             let to = &mut to[row_offset(row, block, blocks)..][..BLOCK];
-            let x = &x[block * BLOCK..inputs.min((block + 1) * BLOCK)];
-            let mut floats = [0.0_f32; BLOCK];
-            let x = match <&[f32; BLOCK]>::try_from(x) {
-                Ok(x) => x,
-                Err(_) => {
-                    floats[..x.len()].copy_from_slice(x);
-                    &{ floats }
-                }
-            };
-            // SAFETY: the arrays hold four vectors.
-            unsafe {
-                for (x, floats) in x.chunks_exact(LANES).zip(floats.chunks_exact_mut(LANES)) {
-                    let x = L::load(x.as_ptr()).mul(L::splat(steps)).round();
-                    x.store(floats.as_mut_ptr());
-                }
-            }
-            for (to, &from) in to.iter_mut().zip(&floats) {
-                *to = from as i32 as i8;
-            }
+            // SAFETY: as for `round`.
+            unsafe { round_body::<L>(x, steps, to) };
         }
+    }
+}
+
+/// Steps a unit for a row whose largest magnitude this is.
+fn steps(largest: f32) -> f32 {
+    if largest > 0.0 { LARGEST / largest } else { 0.0 }
+}
+
+multiversion! {
+    /// Rounds numbers to bytes; what is left of `to` becomes 0.
+    ///
+    /// # Safety
+    /// `to` is a multiple of 16 long, and no shorter than `x`.
+    fn round = round_body(x: &[f32], steps: f32, to: &mut [i8]);
+}
+
+/// # Safety
+/// As [`Lanes`] and [`round`].
+#[inline(always)]
+unsafe fn round_body<L: Lanes>(x: &[f32], steps: f32, to: &mut [i8]) {
+    // SAFETY: as this function's.
+    let steps = unsafe { L::splat(steps) };
+    let whole = x.len() / LANES;
+    for (at, to) in to.chunks_exact_mut(LANES).enumerate() {
+        let mut padding = [0.0; LANES];
+        let from = if at < whole {
+            x[at * LANES..].as_ptr()
+        } else {
+            let rest = x.get(at * LANES..).unwrap_or_default();
+            padding[..rest.len()].copy_from_slice(rest);
+            padding.as_ptr()
+        };
+        // SAFETY: 16 floats can be read, and 16 bytes written.
+        unsafe { L::load(from).mul(steps).round().store_bytes(to.as_mut_ptr()) };
     }
 }
 
 /// AMX.
 #[cfg(target_arch = "x86_64")]
 mod tiles {
+    use std::arch::x86_64::*;
+
     use super::{Input, PANEL, Panels};
     use crate::linear::amx;
 
@@ -331,13 +358,19 @@ mod tiles {
             unsafe { amx::sum_int8(two, count, x, weights, sums, fresh) }
         }
 
-        #[inline(always)]
-        fn values(&self, row: usize, panel: usize, sums: &mut [f32; PANEL]) {
-            for sum in sums.iter_mut() {
-                // The tile's element is an integer.
-                *sum = sum.to_bits().cast_signed() as f32;
-            }
-            self.panels.scale(self.input.scales[row], panel, sums);
+        #[target_feature(enable = "avx512f")]
+        #[inline]
+        unsafe fn values(&self, row: usize, panel: usize, sums: [__m512; 2]) -> [__m512; 2] {
+            let columns = self.panels.scales[panel * PANEL..][..PANEL].as_ptr();
+            let row = _mm512_set1_ps(self.input.scales[row]);
+            // SAFETY: a panel has 32 scales.
+            let columns = unsafe { [_mm512_loadu_ps(columns), _mm512_loadu_ps(columns.add(16))] };
+            // The tile's elements are integers.
+            let value = |sum, column| {
+                let sum = _mm512_cvtepi32_ps(_mm512_castps_si512(sum));
+                _mm512_mul_ps(sum, _mm512_mul_ps(row, column))
+            };
+            [value(sums[0], columns[0]), value(sums[1], columns[1])]
         }
     }
 }
