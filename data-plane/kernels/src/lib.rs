@@ -34,7 +34,6 @@ pub mod reference;
 mod rope;
 mod shared;
 
-pub use activation::swiglu;
 pub use attention::{Attention, AttentionSequence, attention};
 pub use buffer::prefer_huge_pages;
 pub use isa::Isa;

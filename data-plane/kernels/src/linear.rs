@@ -12,7 +12,13 @@ mod int8;
 
 use std::ops::Range;
 
-use crate::{Cpu, buffer::Buffer, shared::SharedMut};
+use crate::{
+    Cpu,
+    activation::swiglu,
+    buffer::Buffer,
+    lanes::{LANES, Lanes},
+    shared::SharedMut,
+};
 
 /// Output columns of a panel.
 pub(crate) const PANEL: usize = 32;
@@ -36,6 +42,8 @@ pub enum Element {
 pub struct Linear {
     outputs: usize,
     inputs: usize,
+    /// Each panel is 16 columns of a gate and the 16 columns that it gates.
+    gated: bool,
     panels: Panels,
 }
 
@@ -64,27 +72,40 @@ impl Linear {
         row: &(dyn Fn(usize, &mut [f32]) + Sync),
     ) -> Self {
         assert!(outputs > 0 && inputs > 0, "a matrix has rows and columns");
-        let panels = match element {
-            Element::F32 => {
-                let mut panels = Buffer::zeroed(outputs.div_ceil(PANEL) * PANEL * inputs);
-                pack_panels(cpu, &mut panels, outputs, inputs, row, |panel, index, row| {
-                    f32::pack_row(panel, index % PANEL, row);
-                });
-                Panels::F32(panels)
-            }
-            Element::Bf16 => {
-                let mut panels = Buffer::zeroed(outputs.div_ceil(PANEL) * PANEL * bf16::padded(inputs));
-                pack_panels(cpu, &mut panels, outputs, inputs, row, |panel, index, row| {
-                    bf16::pack_row(panel, index % PANEL, row);
-                });
-                Panels::Bf16(panels)
-            }
-            Element::Int8 => Panels::Int8(int8::Panels::pack(cpu, outputs, inputs, row)),
-        };
         Self {
             outputs,
             inputs,
-            panels,
+            gated: false,
+            panels: Panels::pack(cpu, element, outputs, inputs, row),
+        }
+    }
+
+    /// Packs a layer whose outputs are `silu(gate) · up`: of `2 · outputs` rows the first half are the gate's. A panel
+    /// holds 16 columns of each, so that both meet in registers.
+    ///
+    /// # Panics
+    /// `outputs` or `inputs` is 0.
+    pub fn pack_gated(
+        cpu: Cpu,
+        element: Element,
+        outputs: usize,
+        inputs: usize,
+        row: &(dyn Fn(usize, &mut [f32]) + Sync),
+    ) -> Self {
+        assert!(outputs > 0 && inputs > 0, "a matrix has rows and columns");
+        let column_of = |column: usize, values: &mut [f32]| {
+            let (output, is_up) = (column / PANEL * LANES + column % LANES, column % PANEL >= LANES);
+            match output < outputs {
+                true => row(output + usize::from(is_up) * outputs, values),
+                false => values.fill(0.0),
+            }
+        };
+        let columns = 2 * outputs.next_multiple_of(LANES);
+        Self {
+            outputs,
+            inputs,
+            gated: true,
+            panels: Panels::pack(cpu, element, columns, inputs, &column_of),
         }
     }
 
@@ -107,10 +128,10 @@ impl Linear {
         }
     }
 
-    /// Computes `y = x Wᵀ + b`.
+    /// Computes `y = x Wᵀ + b`, or of a gated layer `y = silu(x Gᵀ + b₁) · (x Uᵀ + b₂)`.
     ///
     /// # Panics
-    /// `x` is not `[m, k]` or `y` not `[m, n]` for one m, or `bias` not `[n]`.
+    /// `x` is not `[m, k]` or `y` not `[m, n]` for one m, or `bias` not `[n]` (`[2 n]` where gated).
     pub fn forward(&self, cpu: Cpu, y: &mut [f32], x: &[f32], bias: Option<&[f32]>) {
         let rows = x.len() / self.inputs;
         assert!(
@@ -118,8 +139,8 @@ impl Linear {
             "x is [m, k], y is [m, n]"
         );
         assert!(
-            bias.is_none_or(|bias| bias.len() == self.outputs),
-            "the bias is [n]"
+            bias.is_none_or(|bias| bias.len() == self.outputs * (1 + usize::from(self.gated))),
+            "the bias is [n], or [2 n] of a gated layer"
         );
         if rows == 0 {
             return;
@@ -140,16 +161,46 @@ impl Linear {
     /// Writes row `index` of W as it is kept, for a matrix that is an embedding as well.
     ///
     /// # Panics
-    /// There is no such row, or `row` is not `[k]`.
+    /// There is no such row, `row` is not `[k]`, or the layer is gated.
     pub fn row(&self, index: usize, row: &mut [f32]) {
         assert!(
-            index < self.outputs && row.len() == self.inputs,
+            index < self.outputs && row.len() == self.inputs && !self.gated,
             "the row exists and has k columns"
         );
         match &self.panels {
             Panels::F32(panels) => f32::read_row(panels, index, row),
             Panels::Bf16(panels) => bf16::read_row(panels, index, row),
             Panels::Int8(panels) => panels.read_row(index, row),
+        }
+    }
+}
+
+// === impl Panels ===
+
+impl Panels {
+    fn pack(
+        cpu: Cpu,
+        element: Element,
+        columns: usize,
+        inputs: usize,
+        row: &(dyn Fn(usize, &mut [f32]) + Sync),
+    ) -> Self {
+        match element {
+            Element::F32 => {
+                let mut panels = Buffer::zeroed(columns.div_ceil(PANEL) * PANEL * inputs);
+                pack_panels(cpu, &mut panels, columns, inputs, row, |panel, index, row| {
+                    f32::pack_row(panel, index % PANEL, row);
+                });
+                Self::F32(panels)
+            }
+            Element::Bf16 => {
+                let mut panels = Buffer::zeroed(columns.div_ceil(PANEL) * PANEL * bf16::padded(inputs));
+                pack_panels(cpu, &mut panels, columns, inputs, row, |panel, index, row| {
+                    bf16::pack_row(panel, index % PANEL, row);
+                });
+                Self::Bf16(panels)
+            }
+            Element::Int8 => Self::Int8(int8::Panels::pack(cpu, columns, inputs, row)),
         }
     }
 }
@@ -168,64 +219,81 @@ impl Call<'_> {
     /// Runs `run` for ranges of panels, in parallel where it is worth it.
     fn for_panels(&self, cpu: Cpu, run: &(dyn Fn(Range<usize>) + Sync)) {
         let work = self.rows * self.linear.inputs * PANEL;
-        cpu.pool
-            .run_ranges(self.linear.outputs.div_ceil(PANEL), TASK_WORK.div_ceil(work), run);
+        let panels = self.linear.outputs.div_ceil(self.outputs_of_panel());
+        cpu.pool.run_ranges(panels, TASK_WORK.div_ceil(work), run);
     }
 
-    /// Writes one row of one panel, less its padding, with the bias added.
+    fn outputs_of_panel(&self) -> usize {
+        if self.linear.gated { LANES } else { PANEL }
+    }
+
+    /// Writes one row of one panel, less its padding, with the bias added, and gated where the layer is.
     ///
     /// # Safety
-    /// No other thread writes this row of this panel.
+    /// As [`Lanes`]; no other thread writes this row of this panel.
     #[inline(always)]
-    unsafe fn write(&self, row: usize, panel: usize, values: &[f32; PANEL]) {
+    unsafe fn write<L: Lanes>(&self, row: usize, panel: usize, values: [L; 2]) {
         let outputs = self.linear.outputs;
-        let first = panel * PANEL;
-        let len = PANEL.min(outputs - first);
-        // SAFETY: the caller's promise.
-        let y = unsafe { self.y.part(row * outputs + first, len) };
-        match self.bias {
-            None => match <&mut [f32; PANEL]>::try_from(&mut *y) {
-                // Of a known length: a few moves instead of a call.
-                Ok(y) => *y = *values,
-                Err(_) => y.copy_from_slice(&values[..len]),
-            },
-            Some(bias) => {
-                for ((y, value), bias) in y.iter_mut().zip(values).zip(&bias[first..]) {
-                    *y = value + bias;
+        let first = panel * self.outputs_of_panel();
+        // SAFETY: parts are at most 16 long and lie inside of the row; the rest is the caller's promise.
+        unsafe {
+            if self.linear.gated {
+                let len = LANES.min(outputs - first);
+                let [mut gate, mut up] = values;
+                if let Some(bias) = self.bias {
+                    gate = gate.add(load_part(&bias[first..][..len]));
+                    up = up.add(load_part(&bias[outputs + first..][..len]));
                 }
+                let y = self.y.part(row * outputs + first, len);
+                return store_part(swiglu(gate, up), y);
+            }
+            for (half, value) in values.into_iter().enumerate() {
+                let first = first + half * LANES;
+                let len = LANES.min(outputs.saturating_sub(first));
+                if len == 0 {
+                    return;
+                }
+                let value = match self.bias {
+                    Some(bias) => value.add(load_part(&bias[first..][..len])),
+                    None => value,
+                };
+                store_part(value, self.y.part(row * outputs + first, len));
             }
         }
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-impl Call<'_> {
-    /// [`Call::write`] from registers.
-    ///
-    /// # Safety
-    /// AVX-512; no other thread writes this row of this panel.
-    #[target_feature(enable = "avx512f")]
-    #[inline]
-    unsafe fn write_vectors(&self, row: usize, panel: usize, mut values: [std::arch::x86_64::__m512; 2]) {
-        use std::arch::x86_64::*;
-        let (outputs, first) = (self.linear.outputs, panel * PANEL);
-        // SAFETY: whole panels lie inside of the row and of the bias; the rest is the caller's promise.
-        unsafe {
-            if outputs - first < PANEL {
-                let mut array = [0.0; PANEL];
-                _mm512_storeu_ps(array.as_mut_ptr(), values[0]);
-                _mm512_storeu_ps(array.as_mut_ptr().add(16), values[1]);
-                return self.write(row, panel, &array);
-            }
-            if let Some(bias) = self.bias {
-                let bias = bias[first..][..PANEL].as_ptr();
-                values[0] = _mm512_add_ps(values[0], _mm512_loadu_ps(bias));
-                values[1] = _mm512_add_ps(values[1], _mm512_loadu_ps(bias.add(16)));
-            }
-            let y = self.y.part(row * outputs + first, PANEL).as_mut_ptr();
-            _mm512_storeu_ps(y, values[0]);
-            _mm512_storeu_ps(y.add(16), values[1]);
+/// Up to 16 floats, and zeros.
+///
+/// # Safety
+/// As [`Lanes`].
+#[inline(always)]
+unsafe fn load_part<L: Lanes>(from: &[f32]) -> L {
+    // SAFETY: 16 floats are there, in the slice or in the array.
+    unsafe {
+        if from.len() == LANES {
+            return L::load(from.as_ptr());
         }
+        let mut padded = [0.0; LANES];
+        padded[..from.len()].copy_from_slice(from);
+        L::load(padded.as_ptr())
+    }
+}
+
+/// The first of 16 floats.
+///
+/// # Safety
+/// As [`Lanes`].
+#[inline(always)]
+unsafe fn store_part<L: Lanes>(value: L, to: &mut [f32]) {
+    // SAFETY: there is room for 16 floats, in the slice or in the array.
+    unsafe {
+        if to.len() == LANES {
+            return value.store(to.as_mut_ptr());
+        }
+        let mut padded = [0.0; LANES];
+        value.store(padded.as_mut_ptr());
+        to.copy_from_slice(&padded[..to.len()]);
     }
 }
 

@@ -5,7 +5,7 @@ use penstock_kernels::{AttentionSequence, CacheShape, Cpu, QkvShape, prefer_huge
 
 use crate::{
     Batch, ModelConfig,
-    ops::{AddNorm, Attend, Embed, Gate, Norm, RotateHeads, Select, StoreKv},
+    ops::{AddNorm, Attend, Embed, Norm, RotateHeads, Select, StoreKv},
     parallel::{ColumnParallel, RowParallel},
 };
 
@@ -37,6 +37,7 @@ struct Layer {
     head_norms: Option<Tensor>,
     attention_output: RowParallel,
     mlp_norm: Tensor,
+    /// Gate and up, and the gating.
     gate_up: ColumnParallel,
     down: RowParallel,
 }
@@ -64,8 +65,6 @@ pub(crate) struct Workspace {
     attended: Tensor,
     /// `[capacity, hidden]`: what a block adds to the stream.
     delta: Tensor,
-    /// `[capacity, 2 · intermediate]`.
-    gate_up: Tensor,
     /// `[capacity, intermediate]`.
     gated: Tensor,
     logit_capacity: usize,
@@ -126,15 +125,7 @@ impl Decoder {
             self.attention(layer, step, &cache[index], cache_shape, work)?;
             work.stream
                 .inplace_op3(&work.delta, &layer.mlp_norm, &AddNorm(norm()))?;
-            layer.gate_up.forward(cpu, rows, &work.normed, &work.gate_up)?;
-            work.gated.inplace_op2(
-                &work.gate_up,
-                &Gate {
-                    cpu,
-                    rows,
-                    width: self.intermediate_size,
-                },
-            )?;
+            layer.gate_up.forward(cpu, rows, &work.normed, &work.gated)?;
             layer.down.forward(cpu, rows, &work.gated, &work.delta)?;
         }
         if step.logit_rows.is_empty() {
@@ -259,7 +250,6 @@ impl Workspace {
             qkv: zeros(capacity, decoder.shape.width())?,
             attended: zeros(capacity, decoder.shape.heads * decoder.shape.head_dim)?,
             delta: zeros(capacity, decoder.hidden_size)?,
-            gate_up: zeros(capacity, 2 * decoder.intermediate_size)?,
             gated: zeros(capacity, decoder.intermediate_size)?,
             logit_capacity,
             selected: zeros(logit_capacity, decoder.hidden_size)?,

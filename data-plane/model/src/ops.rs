@@ -309,33 +309,3 @@ impl InplaceOp3 for Attend<'_> {
         Ok(())
     }
 }
-
-/// `silu(gate) · up` of rows of both.
-pub(crate) struct Gate {
-    pub(crate) cpu: Cpu,
-    pub(crate) rows: usize,
-    pub(crate) width: usize,
-}
-
-impl InplaceOp2 for Gate {
-    fn name(&self) -> &'static str {
-        "swiglu"
-    }
-
-    fn cpu_fwd(
-        &self,
-        target: &mut CpuStorage,
-        layout: &Layout,
-        source: &CpuStorage,
-        source_layout: &Layout,
-    ) -> Result<()> {
-        let y = &mut write(target, layout)?[..self.rows * self.width];
-        kernels::swiglu(
-            self.cpu,
-            y,
-            read(source, source_layout, 2 * self.rows * self.width)?,
-            self.width,
-        );
-        Ok(())
-    }
-}

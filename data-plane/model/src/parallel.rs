@@ -31,7 +31,12 @@ pub(crate) struct Part<'a> {
 
 impl ColumnParallel {
     pub(crate) fn pack(cpu: Cpu, element: Element, inputs: usize, parts: &[Part<'_>]) -> Self {
-        Self(Matrix::pack(cpu, element, inputs, parts))
+        Self(Matrix::pack(cpu, element, inputs, parts, false))
+    }
+
+    /// Two projections of one input, of which the first gates the second (SwiGLU).
+    pub(crate) fn pack_gated(cpu: Cpu, element: Element, inputs: usize, parts: &[Part<'_>; 2]) -> Self {
+        Self(Matrix::pack(cpu, element, inputs, parts, true))
     }
 
     pub(crate) fn forward(&self, cpu: Cpu, rows: usize, x: &Tensor, y: &Tensor) -> candle_core::Result<()> {
@@ -48,7 +53,7 @@ impl ColumnParallel {
 
 impl RowParallel {
     pub(crate) fn pack(cpu: Cpu, element: Element, inputs: usize, part: Part<'_>) -> Self {
-        Self(Matrix::pack(cpu, element, inputs, &[part]))
+        Self(Matrix::pack(cpu, element, inputs, &[part], false))
     }
 
     /// The packed matrix.
@@ -64,9 +69,8 @@ impl RowParallel {
 // === impl Matrix ===
 
 impl Matrix {
-    fn pack(cpu: Cpu, element: Element, inputs: usize, parts: &[Part<'_>]) -> Self {
-        let outputs = parts.iter().map(|part| part.outputs).sum();
-        let linear = Linear::pack(cpu, element, outputs, inputs, &|index, row| {
+    fn pack(cpu: Cpu, element: Element, inputs: usize, parts: &[Part<'_>], gated: bool) -> Self {
+        let row = |index: usize, row: &mut [f32]| {
             let mut index = index;
             for part in parts {
                 if index < part.outputs {
@@ -74,7 +78,13 @@ impl Matrix {
                 }
                 index -= part.outputs;
             }
-        });
+        };
+        let linear = if gated {
+            Linear::pack_gated(cpu, element, parts[0].outputs, inputs, &row)
+        } else {
+            let outputs = parts.iter().map(|part| part.outputs).sum();
+            Linear::pack(cpu, element, outputs, inputs, &row)
+        };
         let has_bias = parts.iter().any(|part| part.bias.is_some());
         let bias = |part: &Part<'_>| match &part.bias {
             Some(bias) => bias.to_vec(part.outputs),

@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use super::Lanes;
 
 #[derive(Clone, Copy)]
-pub(crate) struct Avx512(__m512);
+pub(crate) struct Avx512(pub(crate) __m512);
 
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2(__m256, __m256);

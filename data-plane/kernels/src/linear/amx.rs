@@ -18,6 +18,7 @@ use super::{
 use crate::{
     Cpu,
     buffer::{Buffer, Zeroable},
+    lanes::{Avx512, Lanes},
     shared::SharedMut,
 };
 
@@ -48,7 +49,7 @@ pub(super) trait Product: Sync {
     ///
     /// # Safety
     /// AVX-512.
-    unsafe fn values(&self, row: usize, panel: usize, sums: [__m512; 2]) -> [__m512; 2];
+    unsafe fn values(&self, row: usize, panel: usize, sums: [Avx512; 2]) -> [Avx512; 2];
 }
 
 /// Sums of products of bf16.
@@ -190,7 +191,7 @@ unsafe fn multiply<P: Product>(
 ///
 /// # Safety
 /// AVX-512; no other thread writes these rows of this panel.
-#[target_feature(enable = "avx512f")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
 unsafe fn write_panel<P: Product>(
     product: &P,
     sums: &[f32],
@@ -203,12 +204,8 @@ unsafe fn write_panel<P: Product>(
         let tile = &sums[row / ROWS * SUMS + row % ROWS / 16 * 512 + row % 16 * 16..][..272];
         // SAFETY: 16 sums at each place; the rest is the caller's promise.
         unsafe {
-            let sums = [
-                _mm512_loadu_ps(tile.as_ptr()),
-                _mm512_loadu_ps(tile[256..].as_ptr()),
-            ];
-            let values = product.values(first + row, panel, sums);
-            call.write_vectors(first + row, panel, values);
+            let sums = [Avx512::load(tile.as_ptr()), Avx512::load(tile[256..].as_ptr())];
+            call.write(first + row, panel, product.values(first + row, panel, sums));
         }
     }
 }
@@ -389,9 +386,8 @@ impl Product for Bf16 {
         unsafe { sum_bf16(two, count, x, weights, sums, fresh) }
     }
 
-    #[target_feature(enable = "avx512f")]
-    #[inline]
-    unsafe fn values(&self, _: usize, _: usize, sums: [__m512; 2]) -> [__m512; 2] {
+    #[inline(always)]
+    unsafe fn values(&self, _: usize, _: usize, sums: [Avx512; 2]) -> [Avx512; 2] {
         sums
     }
 }

@@ -145,11 +145,8 @@ unsafe fn tile<L: Lanes, const R: usize>(
                 }
             }
         }
-        for (row, sums) in sums.iter().enumerate() {
-            let mut values = [0.0; PANEL];
-            sums[0].store(values.as_mut_ptr());
-            sums[1].store(values.as_mut_ptr().add(16));
-            call.write(first + row, panel, &values);
+        for (row, sums) in sums.into_iter().enumerate() {
+            call.write(first + row, panel, sums);
         }
     }
 }

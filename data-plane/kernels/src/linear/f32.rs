@@ -107,11 +107,8 @@ unsafe fn tile<L: Lanes, const R: usize>(
             }
             weight = weight.add(PANEL);
         }
-        for (row, sums) in sums.iter().enumerate() {
-            let mut values = [0.0; PANEL];
-            sums[0].store(values.as_mut_ptr());
-            sums[1].store(values.as_mut_ptr().add(LANES));
-            call.write(first + row, panel, &values);
+        for (row, sums) in sums.into_iter().enumerate() {
+            call.write(first + row, panel, sums);
         }
     }
 }

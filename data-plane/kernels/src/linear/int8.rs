@@ -179,13 +179,8 @@ impl Panels {
                     #[cfg(not(target_arch = "x86_64"))]
                     self.tile(cpu, input, panel, first, rows, &mut sums);
                     for (row, sums) in (first..first + rows).zip(&sums) {
-                        let mut values = [0.0; PANEL];
-                        for (value, &sum) in values.iter_mut().zip(sums) {
-                            *value = sum as f32;
-                        }
-                        self.scale(input.scales[row], panel, &mut values);
                         // SAFETY: the task owns this panel's columns of y.
-                        unsafe { call.write(row, panel, &values) };
+                        unsafe { write_row(cpu.isa, self, call, row, panel, input.scales[row], sums) };
                     }
                 }
             }
@@ -210,12 +205,47 @@ impl Panels {
     }
 
     /// Multiplies sums by the scales of their row and columns.
+    ///
+    /// # Safety
+    /// As [`Lanes`].
     #[inline(always)]
-    fn scale(&self, row: f32, panel: usize, values: &mut [f32; PANEL]) {
-        let columns = &self.scales[panel * PANEL..][..PANEL];
-        for (value, column) in values.iter_mut().zip(columns) {
-            *value *= row * column;
+    unsafe fn scale<L: Lanes>(&self, row: f32, panel: usize, sums: [L; 2]) -> [L; 2] {
+        let columns = self.scales[panel * PANEL..][..PANEL].as_ptr();
+        // SAFETY: a panel has 32 scales.
+        unsafe {
+            let row = L::splat(row);
+            [
+                sums[0].mul(row.mul(L::load(columns))),
+                sums[1].mul(row.mul(L::load(columns.add(LANES)))),
+            ]
         }
+    }
+}
+
+multiversion! {
+    /// Scales a row's sums and writes them.
+    ///
+    /// # Safety
+    /// No other thread writes this row of this panel.
+    fn write_row = write_row_body(panels: &Panels, call: &Call<'_>, row: usize, panel: usize, scale: f32, sums: &[i32; PANEL]);
+}
+
+/// # Safety
+/// As [`Lanes`] and [`write_row`].
+#[inline(always)]
+unsafe fn write_row_body<L: Lanes>(
+    panels: &Panels,
+    call: &Call<'_>,
+    row: usize,
+    panel: usize,
+    scale: f32,
+    sums: &[i32; PANEL],
+) {
+    let values = sums.map(|sum| sum as f32);
+    // SAFETY: the array holds two vectors; the rest is the caller's promise.
+    unsafe {
+        let values = [L::load(values.as_ptr()), L::load(values.as_ptr().add(LANES))];
+        call.write(row, panel, panels.scale(scale, panel, values));
     }
 }
 
@@ -337,8 +367,8 @@ unsafe fn round_body<L: Lanes>(x: &[f32], steps: f32, to: &mut [i8]) {
 mod tiles {
     use std::arch::x86_64::*;
 
-    use super::{Input, PANEL, Panels};
-    use crate::linear::amx;
+    use super::{Input, Panels};
+    use crate::{lanes::Avx512, linear::amx};
 
     pub(super) struct Int8<'a> {
         pub(super) panels: &'a Panels,
@@ -358,19 +388,12 @@ mod tiles {
             unsafe { amx::sum_int8(two, count, x, weights, sums, fresh) }
         }
 
-        #[target_feature(enable = "avx512f")]
-        #[inline]
-        unsafe fn values(&self, row: usize, panel: usize, sums: [__m512; 2]) -> [__m512; 2] {
-            let columns = self.panels.scales[panel * PANEL..][..PANEL].as_ptr();
-            let row = _mm512_set1_ps(self.input.scales[row]);
-            // SAFETY: a panel has 32 scales.
-            let columns = unsafe { [_mm512_loadu_ps(columns), _mm512_loadu_ps(columns.add(16))] };
-            // The tile's elements are integers.
-            let value = |sum, column| {
-                let sum = _mm512_cvtepi32_ps(_mm512_castps_si512(sum));
-                _mm512_mul_ps(sum, _mm512_mul_ps(row, column))
-            };
-            [value(sums[0], columns[0]), value(sums[1], columns[1])]
+        #[inline(always)]
+        unsafe fn values(&self, row: usize, panel: usize, sums: [Avx512; 2]) -> [Avx512; 2] {
+            // SAFETY: the caller's promise. The tile's elements are integers.
+            let sums = sums.map(|sum| unsafe { Avx512(_mm512_cvtepi32_ps(_mm512_castps_si512(sum.0))) });
+            // SAFETY: as above.
+            unsafe { self.panels.scale(self.input.scales[row], panel, sums) }
         }
     }
 }

@@ -65,6 +65,31 @@ proptest! {
     }
 
     #[test]
+    fn gated_layers_agree_with_the_reference(
+        m in 1..40_usize, n in 1..70_usize, k in 1..130_usize, with_bias: bool, seed: u64,
+    ) {
+        let (x, weights) = (reference::noise(seed, m * k), reference::noise(seed ^ 1, 2 * n * k));
+        let bias = with_bias.then(|| reference::noise(seed ^ 2, 2 * n));
+        for element in [Element::F32, Element::Bf16, Element::Int8] {
+            let round = |values: &[f32]| match element {
+                Element::F32 => values.to_vec(),
+                Element::Bf16 => reference::round_bf16(values),
+                Element::Int8 => reference::round_int8(values, k),
+            };
+            let both = reference::linear(&round(&x), &round(&weights), k, bias.as_deref());
+            let expected = reference::swiglu(&both, n);
+            for cpu in machines() {
+                let linear = Linear::pack_gated(cpu, element, n, k, &|row, to| {
+                    to.copy_from_slice(&weights[row * k..][..k])
+                });
+                let mut y = vec![f32::NAN; m * n];
+                linear.forward(cpu, &mut y, &x, bias.as_deref());
+                reference::assert_close(&y, &expected, 2e-4);
+            }
+        }
+    }
+
+    #[test]
     fn a_row_does_not_depend_on_the_rows_beside_it(m in 2..70_usize, n in 1..70_usize, k in 1..600_usize, seed: u64) {
         let (x, weights) = (reference::noise(seed, m * k), reference::noise(seed ^ 1, n * k));
         for cpu in machines() {

@@ -98,7 +98,7 @@ impl<'a> Loader<'a> {
             projection("self_attn.v_proj", kv, hidden, config.qkv_bias)?,
         ];
         let attention_output = projection("self_attn.o_proj", hidden, q, config.output_bias)?;
-        let gate_up = vec![
+        let gate_up = [
             projection("mlp.gate_proj", inner, hidden, config.mlp_bias)?,
             projection("mlp.up_proj", inner, hidden, config.mlp_bias)?,
         ];
@@ -114,7 +114,7 @@ impl<'a> Loader<'a> {
             head_norms,
             attention_output: self.rows(q, attention_output),
             mlp_norm: self.vector(&name("post_attention_layernorm.weight"), hidden)?,
-            gate_up: self.columns(hidden, gate_up),
+            gate_up: self.gated(hidden, gate_up),
             down: self.rows(inner, down),
         })
     }
@@ -133,6 +133,12 @@ impl<'a> Loader<'a> {
 
     fn columns(&mut self, inputs: usize, parts: Vec<Part<'a>>) -> ColumnParallel {
         let packed = ColumnParallel::pack(self.cpu, self.element, inputs, &parts);
+        self.loaded(parts.iter().map(Part::bytes).sum());
+        packed
+    }
+
+    fn gated(&mut self, inputs: usize, parts: [Part<'a>; 2]) -> ColumnParallel {
+        let packed = ColumnParallel::pack_gated(self.cpu, self.element, inputs, &parts);
         self.loaded(parts.iter().map(Part::bytes).sum());
         packed
     }
