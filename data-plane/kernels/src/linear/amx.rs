@@ -3,7 +3,7 @@
 //! one block of assembly to the next.
 //!
 //! A panel of 32 columns meets 32 rows of x in four tiles of sums: each tile that is loaded is used twice. Rows go
-//! by in blocks of 256, whose packed x stays in the second-level cache while the task's panels pass, and k in blocks,
+//! by in blocks of up to 256, whose packed x stays in the second-level cache while the task's panels pass, and k in blocks,
 //! of which a panel's share stays in the first-level cache while the rows pass.
 //!
 //! To a tile bf16 and int8 look alike: a block of k is 64 bytes of a row, 32 of the one and 64 of the other, and a
@@ -24,8 +24,10 @@ use crate::{
 
 /// Rows of a pair of tiles.
 pub(crate) const ROWS: usize = 32;
-/// Rows that stay in the second-level cache.
+/// Rows that go by together at most.
 const ROW_BLOCK: usize = 256;
+/// Bytes of x that stay in the second-level cache while panels pass.
+const X_BYTES: usize = 5 << 18;
 /// k that stays in the first-level cache, in blocks of 64 bytes.
 const K_BLOCKS: usize = 16;
 /// Bytes of a block of k: two tiles.
@@ -170,11 +172,12 @@ unsafe fn multiply<P: Product>(
     range: Range<usize>,
 ) {
     let size = blocks * BLOCK_BYTES;
+    let row_block = (X_BYTES / size * ROWS).clamp(ROWS, ROW_BLOCK);
     SUMS_OF_BLOCK.with_borrow_mut(|sums| {
         // SAFETY: the machine has tiles.
         let _tiles = unsafe { Tiles::configure() };
-        for first in (0..call.rows).step_by(ROW_BLOCK) {
-            let rows = ROW_BLOCK.min(call.rows - first);
+        for first in (0..call.rows).step_by(row_block) {
+            let rows = row_block.min(call.rows - first);
             let x = &x[first / ROWS * size..][..rows.div_ceil(ROWS) * size];
             for panel in range.clone() {
                 let weights = &panels[panel * size..][..size];
