@@ -16,7 +16,8 @@ pub struct Cluster {
     pub control_plane: Process,
     /// The store.
     pub etcd: Etcd,
-    control_plane_port: u16,
+    /// Of gRPC and HTTP, and of operations.
+    control_plane_ports: [u16; 2],
     environment: Vec<(&'static str, String)>,
     directory: TempDir,
 }
@@ -53,24 +54,29 @@ impl Cluster {
         let etcd = Etcd::start(directory.path()).await?;
         let environment = otlp.map(OtlpReceiver::environment).unwrap_or_default();
         let [port, ops] = free_ports()?;
-        let mut command = Command::new(binary("control-plane")?);
-        command
-            .envs(environment.clone())
-            .args(["--listen", &local(port), "--ops-listen", &local(ops)])
-            .args(["--etcd", &etcd.endpoint()]);
-        let mut control_plane = Process::start("control-plane", command, directory.path())?;
-        control_plane
-            .ready(&format!("http://127.0.0.1:{port}/readyz"), PATIENCE)
-            .await?;
+        let control_plane =
+            spawn_control_plane([port, ops], &etcd.endpoint(), &environment, directory.path()).await?;
         Ok(Self {
             gateways: Vec::new(),
             workers: Vec::new(),
             control_plane,
             etcd,
-            control_plane_port: port,
+            control_plane_ports: [port, ops],
             environment,
             directory,
         })
+    }
+
+    /// Starts a control plane again on the ports of the one that ended, and waits until it is ready.
+    pub async fn restart_control_plane(&mut self) -> Result<()> {
+        self.control_plane = spawn_control_plane(
+            self.control_plane_ports,
+            &self.etcd.endpoint(),
+            &self.environment,
+            self.directory.path(),
+        )
+        .await?;
+        Ok(())
     }
 
     /// Starts a worker and waits until it serves.
@@ -154,8 +160,26 @@ impl Cluster {
 
     /// Address of the control plane.
     pub fn control_plane_address(&self) -> String {
-        format!("http://127.0.0.1:{}", self.control_plane_port)
+        format!("http://127.0.0.1:{}", self.control_plane_ports[0])
     }
+}
+
+async fn spawn_control_plane(
+    [port, ops]: [u16; 2],
+    etcd: &str,
+    environment: &[(&'static str, String)],
+    directory: &std::path::Path,
+) -> Result<Process> {
+    let mut command = Command::new(binary("control-plane")?);
+    command
+        .envs(environment.iter().cloned())
+        .args(["--listen", &local(port), "--ops-listen", &local(ops)])
+        .args(["--etcd", etcd]);
+    let mut process = Process::start("control-plane", command, directory)?;
+    process
+        .ready(&format!("http://127.0.0.1:{port}/readyz"), PATIENCE)
+        .await?;
+    Ok(process)
 }
 
 fn local(port: u16) -> String {
