@@ -18,6 +18,7 @@ pub struct Cluster {
     pub etcd: Etcd,
     /// Of gRPC and HTTP, and of operations.
     control_plane_ports: [u16; 2],
+    control_plane_arguments: Vec<String>,
     environment: Vec<(&'static str, String)>,
     directory: TempDir,
 }
@@ -50,18 +51,31 @@ const PATIENCE: Duration = Duration::from_secs(40);
 impl Cluster {
     /// Starts etcd and a control plane; every process exports to `otlp` if there is one.
     pub async fn start(otlp: Option<&OtlpReceiver>) -> Result<Self> {
+        Self::start_with(otlp, &[]).await
+    }
+
+    /// As [`Cluster::start`], with more arguments for the control plane.
+    pub async fn start_with(otlp: Option<&OtlpReceiver>, arguments: &[&str]) -> Result<Self> {
+        let arguments: Vec<String> = arguments.iter().map(ToString::to_string).collect();
         let directory = tempfile::tempdir()?;
         let etcd = Etcd::start(directory.path()).await?;
         let environment = otlp.map(OtlpReceiver::environment).unwrap_or_default();
         let [port, ops] = free_ports()?;
-        let control_plane =
-            spawn_control_plane([port, ops], &etcd.endpoint(), &environment, directory.path()).await?;
+        let control_plane = spawn_control_plane(
+            [port, ops],
+            &etcd.endpoint(),
+            &arguments,
+            &environment,
+            directory.path(),
+        )
+        .await?;
         Ok(Self {
             gateways: Vec::new(),
             workers: Vec::new(),
             control_plane,
             etcd,
             control_plane_ports: [port, ops],
+            control_plane_arguments: arguments,
             environment,
             directory,
         })
@@ -72,6 +86,7 @@ impl Cluster {
         self.control_plane = spawn_control_plane(
             self.control_plane_ports,
             &self.etcd.endpoint(),
+            &self.control_plane_arguments,
             &self.environment,
             self.directory.path(),
         )
@@ -167,6 +182,7 @@ impl Cluster {
 async fn spawn_control_plane(
     [port, ops]: [u16; 2],
     etcd: &str,
+    arguments: &[String],
     environment: &[(&'static str, String)],
     directory: &std::path::Path,
 ) -> Result<Process> {
@@ -174,7 +190,8 @@ async fn spawn_control_plane(
     command
         .envs(environment.iter().cloned())
         .args(["--listen", &local(port), "--ops-listen", &local(ops)])
-        .args(["--etcd", etcd]);
+        .args(["--etcd", etcd])
+        .args(arguments);
     let mut process = Process::start("control-plane", command, directory)?;
     process
         .ready(&format!("http://127.0.0.1:{port}/readyz"), PATIENCE)

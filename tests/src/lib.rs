@@ -13,6 +13,7 @@ mod otlp;
 mod process;
 mod prometheus;
 mod quick_start;
+mod webhook;
 
 pub use browser::Browser;
 pub use cluster::{Cluster, GatewayProcess, WorkerProcess, demo};
@@ -23,3 +24,4 @@ pub use otlp::{OtlpReceiver, ReceivedSpan};
 pub use process::{Process, binary, eventually, free_port_pairs, free_ports, python, repository};
 pub use prometheus::Prometheus;
 pub use quick_start::QuickStart;
+pub use webhook::{Message, Webhook};
