@@ -24,7 +24,7 @@ use std::sync::{Mutex, PoisonError};
 pub use breaker::Breaker;
 pub use glance::Glance;
 use index::Index;
-pub use limit::Limit;
+pub use limit::{Life, Limit};
 pub use load::Load;
 pub use prefix::{Prefix, hash};
 

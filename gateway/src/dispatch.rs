@@ -295,7 +295,7 @@ impl Dispatch {
             });
         }
         let begun = begin(endpoint, parts.headers, body).await?;
-        picked.peer.succeeded();
+        picked.peer.began(&self.want);
         Ok(Sent {
             begun,
             endpoint: endpoint.clone(),

@@ -17,7 +17,7 @@ use penstock_plan::Endpoint;
 use penstock_proto::v1::RequestStats;
 use tokio::{net::TcpStream, time::Instant};
 
-use crate::balance::{self, Balancer, Breaker, Candidate, Ended, Expected, Limit, Load, Policy, Want};
+use crate::balance::{self, Balancer, Breaker, Candidate, Ended, Expected, Life, Limit, Load, Policy, Want};
 
 /// Connections to each worker: more than one, so that one lost packet does not hold up every stream.
 const CONNECTIONS: usize = 2;
@@ -98,6 +98,8 @@ pub(crate) struct Lease {
     peer: Arc<Peer>,
     balancer: Arc<Balancer>,
     worker: u64,
+    /// Tokens in flight there for the same revision when this began, its own included.
+    in_flight: u64,
     want: Arc<Want>,
     expected: Expected,
 }
@@ -152,8 +154,8 @@ impl Pool {
     pub(crate) fn lease(&self, picked: &Picked, want: &Arc<Want>) -> Lease {
         let expected = self.balancer.expects(want, picked.id);
         self.balancer.sent(want, picked.id);
-        picked.peer.begin(want);
         Lease {
+            in_flight: picked.peer.begin(want),
             peer: picked.peer.clone(),
             balancer: self.balancer.clone(),
             worker: picked.id,
@@ -234,6 +236,14 @@ impl Peer {
         self.breaker().succeeded(StdInstant::now());
     }
 
+    /// It sent the first part of a reply.
+    pub(crate) fn began(&self, want: &Want) {
+        self.succeeded();
+        if let Some(share) = self.shares().get_mut(&want.namespace) {
+            share.limit.began(share.in_flight, want.tokens);
+        }
+    }
+
     /// Its queue was full.
     pub(crate) fn refused(&self, want: &Want) {
         if let Some(share) = self.shares().get_mut(&want.namespace) {
@@ -288,7 +298,8 @@ impl Peer {
             .unwrap_or(false)
     }
 
-    fn begin(&self, want: &Want) {
+    /// Tokens in flight with those of this request.
+    fn begin(&self, want: &Want) -> u64 {
         self.load().begin(want.tokens);
         self.breaker().sent(StdInstant::now());
         let mut shares = self.shares();
@@ -299,7 +310,9 @@ impl Peer {
             limit: Limit::new(self.most_tokens),
             in_flight: 0,
         };
-        shares.entry(want.namespace).or_insert_with(new).in_flight += want.tokens;
+        let share = shares.entry(want.namespace).or_insert_with(new);
+        share.in_flight += want.tokens;
+        share.in_flight
     }
 
     fn end(&self, want: &Want) {
@@ -359,8 +372,9 @@ impl Lease {
         let sequences = u64::from(stats.running) + u64::from(stats.waiting);
         self.peer.load().reported(sequences, StdInstant::now());
         if let Some(share) = self.peer.shares().get_mut(&self.want.namespace) {
-            let (limit, in_flight) = (&mut share.limit, share.in_flight);
-            limit.reported(stats.running, stats.waiting, in_flight, self.want.tokens);
+            share
+                .limit
+                .reported(life(stats), self.in_flight, self.want.tokens);
         }
         let ended = Ended {
             prompt_tokens: stats.prompt_tokens,
@@ -374,6 +388,17 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         self.peer.end(&self.want);
+    }
+}
+
+/// The time that a request had at its worker.
+fn life(stats: &RequestStats) -> Life {
+    let seconds = |micros: u64| Duration::from_micros(micros).as_secs_f64();
+    let decoded = seconds(stats.tpot_us) * f64::from(stats.completion_tokens.saturating_sub(1));
+    Life {
+        queue_s: seconds(stats.queue_us),
+        step_s: seconds(stats.tpot_us),
+        total_s: seconds(stats.ttft_us) + decoded,
     }
 }
 

@@ -10,6 +10,8 @@ use tempfile::TempDir;
 pub struct Cluster {
     /// Gateways in the order they were started.
     pub gateways: Vec<GatewayProcess>,
+    /// What gateways are started with beside their addresses.
+    pub gateway_arguments: Vec<&'static str>,
     /// Workers in the order they were started.
     pub workers: Vec<WorkerProcess>,
     /// The control plane.
@@ -71,6 +73,7 @@ impl Cluster {
         .await?;
         Ok(Self {
             gateways: Vec::new(),
+            gateway_arguments: Vec::new(),
             workers: Vec::new(),
             control_plane,
             etcd,
@@ -151,7 +154,8 @@ impl Cluster {
             .args(["--listen", &local(port), "--ops-listen", &local(ops)])
             .args(["--control-plane", &self.control_plane_address()])
             .arg("--state-dir")
-            .arg(state);
+            .arg(state)
+            .args(&self.gateway_arguments);
         let mut process = Process::start(&format!("gateway-{index}"), command, self.directory.path())?;
         process
             .ready(&format!("http://127.0.0.1:{port}/readyz"), PATIENCE)

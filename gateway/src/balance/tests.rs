@@ -163,29 +163,47 @@ fn work_that_ended_fades_and_reports_of_others_expire() {
 
 #[test]
 fn a_limit_settles_at_what_the_worker_runs() {
-    // A worker of 32 places before which everybody asks for 100 tokens.
-    for first in [1, 20_000, 1 << 20] {
-        let mut limit = Limit::new(1 << 20);
-        limit.reported(32, 100, first, 100);
-        for _ in 0..500 {
-            let there = u32::try_from(limit.tokens() / 100).unwrap();
-            let waiting = there.saturating_sub(32);
-            limit.reported(there.min(32), waiting, u64::from(there) * 100, 100);
+    // A worker of 32 places, before which there are always as many as the limit lets in. Each asks for 100 tokens,
+    // is served in a second, and reports one life later.
+    for (first, most) in [(1, 1 << 20), (400, 1 << 20), (90, 1 << 20)] {
+        let mut limit = Limit::new(most);
+        let mut there = vec![first];
+        for round in 0..2000usize {
+            let began = there[round.saturating_sub(32)];
+            let queue_s = (f64::from(began) / 32.0 - 1.0).max(0.0);
+            let life = Life {
+                queue_s,
+                step_s: 0.02,
+                total_s: 1.0 + queue_s,
+            };
+            limit.reported(life, u64::from(began) * 100, 100);
+            there.push(u32::try_from(limit.tokens() / 100).unwrap());
         }
-        let there = limit.tokens() / 100;
-        assert!((32..=36).contains(&there), "{there} from {first}");
+        let settled = &there[1500..];
+        assert!(
+            settled.iter().all(|there| (31..=36).contains(there)),
+            "{:?} from {first}",
+            &settled[..20]
+        );
     }
     let mut idle = Limit::new(1 << 20);
     for _ in 0..1000 {
-        idle.reported(1, 0, 100, 100);
+        let life = Life {
+            total_s: 1.0,
+            ..Life::default()
+        };
+        idle.reported(life, 100, 100);
+        idle.began(100, 100);
     }
     assert_eq!(
         idle,
         Limit::new(1 << 20),
         "nothing is learnt of a limit that is far away"
     );
-    idle.refused(10_000);
-    assert_eq!(idle.tokens(), 9_000);
+    idle.began(8000, 100);
+    assert_eq!(idle.tokens(), 8292);
+    idle.refused(5_000);
+    assert_eq!(idle.tokens(), 4_500);
 }
 
 #[test]
