@@ -16,8 +16,9 @@ use penstock_model::{CacheLayout, Device, LoadOptions, Model};
 use safetensors::tensor::{Dtype, TensorView};
 
 const BATCH: usize = 8;
-const TOKENS: usize = 96;
-const ROUNDS: usize = 5;
+/// Not more than a stream holds while another one is read: a reply whose consumer lags is not run.
+const TOKENS: usize = 60;
+const ROUNDS: usize = 10;
 /// Strings of free text, more of them than fit: hardly a token is forced, and none ends the reply.
 const SCHEMA: &str = r#"{"type":"array","minItems":500,"items":{"type":"object","additionalProperties":false,
     "properties":{"name":{"type":"string","minLength":20,"maxLength":200},"age":{"type":"integer","minimum":0},
@@ -134,13 +135,13 @@ fn run(engine: &Engine, round: usize, grammar: Option<Matcher>) -> Result<Pace, 
 
 /// The 256 bytes, made-up words with and without a space before them, and an end.
 fn vocabulary(size: usize) -> Result<std::sync::Arc<Vocabulary>, Box<dyn Error>> {
+    const LETTERS: &[u8] = b"etaoinshrdlucmfwypvbgk,.\"{}[]:0123456789";
     let mut state = 1u64;
     let mut tokens: Vec<Vec<u8>> = (0..=255).map(|byte| vec![byte]).collect();
     while tokens.len() < size - 1 {
         let length = 2 + draw(&mut state) % 8;
         let space = draw(&mut state).is_multiple_of(2);
-        let letters =
-            (0..length).map(|_| b"etaoinshrdlucmfwypvbgk,.\"{}[]:0123456789"[draw(&mut state) % 41]);
+        let letters = (0..length).map(|_| LETTERS[draw(&mut state) % LETTERS.len()]);
         tokens.push(space.then_some(b' ').into_iter().chain(letters).collect());
     }
     tokens.push(b"<|end|>".to_vec());
