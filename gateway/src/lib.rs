@@ -14,6 +14,7 @@
 mod admission;
 pub mod balance;
 mod budget;
+mod choices;
 pub mod config;
 mod counts;
 mod dispatch;

@@ -20,11 +20,12 @@ use serde_json::{Value, json};
 use tonic::Status;
 
 use crate::{
+    choices,
     fields::{self, Fields},
     forward::Forwarder,
     frames,
     observe::Observation,
-    replies::{self, Asker},
+    replies::Asker,
 };
 use reply::Head;
 use request::Asked;
@@ -38,12 +39,14 @@ trait Shape: Sized + Send + 'static {
 
     /// Reads a request.
     fn read(fields: Fields<'_>) -> Result<(Asked, Self), Status>;
-    /// The reply in one piece.
-    fn whole(&self, head: &Head, reply: &v1::GenerateResponse) -> Value;
-    /// The chunk before the first token, if there is one.
-    fn opening(&self, head: &Head) -> Option<Value>;
-    /// Chunks for what a worker sent.
-    fn chunks(&mut self, head: &Head, reply: &v1::GenerateResponse) -> Vec<Value>;
+    /// The name of the response in one piece.
+    const OBJECT: &'static str;
+    /// The choice of this index in one piece.
+    fn choice(&self, index: usize, reply: &v1::GenerateResponse) -> Value;
+    /// The chunk before a reply's first token, if there is one.
+    fn opening(&self, head: &Head, index: usize) -> Option<Value>;
+    /// Chunks for what a worker sent of the reply of this index.
+    fn chunks(&mut self, head: &Head, index: usize, reply: &v1::GenerateResponse) -> Vec<Value>;
     /// The chunk with the usage, after all others.
     fn usage(&self, head: &Head, usage: Value) -> Value;
 }
@@ -88,7 +91,9 @@ async fn answer<S: Shape>(
     asked: Asked,
     shape: S,
 ) -> Result<Response, Status> {
-    let (origin, chunks) = replies::ask(forwarder, S::OPERATION, S::PREFIX, asker, &asked.request).await?;
+    let (request, candidates) = (&asked.request, asked.candidates);
+    let (origin, chunks) =
+        choices::ask(forwarder, S::OPERATION, S::PREFIX, asker, request, candidates).await?;
     let head = Head::new(&origin);
     let mut response = match asked.stream {
         true => sse::respond(
@@ -96,23 +101,41 @@ async fn answer<S: Shape>(
             Events {
                 head,
                 shape,
+                choices: asked.choices,
                 include_usage: asked.include_usage,
                 usage: None,
             },
         ),
         false => {
-            let reply = chunks.whole().await.map_err(|status| origin.told(status))?;
-            Json(shape.whole(&head, &reply)).into_response()
+            let replies = chunks.whole().await.map_err(|status| origin.told(status))?;
+            Json(whole(&shape, &head, replies, asked.choices)).into_response()
         }
     };
     origin.tell(&mut response);
     Ok(response)
 }
 
+/// The response in one piece.
+fn whole<S: Shape>(shape: &S, head: &Head, replies: Vec<v1::GenerateResponse>, count: usize) -> Value {
+    let usage = choices::usage(&replies);
+    let replies = choices::best(replies, count);
+    let choices = replies.iter().enumerate();
+    json!({
+        "id": head.id,
+        "object": S::OBJECT,
+        "created": head.created,
+        "model": head.model,
+        "system_fingerprint": head.fingerprint,
+        "choices": choices.map(|(index, reply)| shape.choice(index, reply)).collect::<Vec<_>>(),
+        "usage": reply::usage(usage.as_ref()),
+    })
+}
+
 /// The events of a completion.
 struct Events<S> {
     head: Head,
     shape: S,
+    choices: usize,
     include_usage: bool,
     usage: Option<v1::Usage>,
 }
@@ -129,14 +152,20 @@ impl<S: Shape> Events<S> {
 
 impl<S: Shape> sse::Events for Events<S> {
     fn open(&mut self, out: &mut String) {
-        if let Some(opening) = self.shape.opening(&self.head) {
-            self.write(opening, out);
+        for index in 0..self.choices {
+            if let Some(opening) = self.shape.opening(&self.head, index) {
+                self.write(opening, out);
+            }
         }
     }
 
-    fn chunk(&mut self, chunk: v1::GenerateResponse, out: &mut String) {
-        self.usage = self.usage.or(chunk.usage);
-        for chunk in self.shape.chunks(&self.head, &chunk) {
+    fn chunk(&mut self, index: usize, chunk: v1::GenerateResponse, out: &mut String) {
+        let sofar = v1::GenerateResponse {
+            usage: self.usage,
+            ..Default::default()
+        };
+        self.usage = choices::usage([&sofar, &chunk]);
+        for chunk in self.shape.chunks(&self.head, index, &chunk) {
             self.write(chunk, out);
         }
     }

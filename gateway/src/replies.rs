@@ -19,6 +19,7 @@ use crate::{
 };
 
 /// Who asks over HTTP: the head of the request.
+#[derive(Clone)]
 pub(crate) struct Asker {
     pub(crate) headers: HeaderMap,
     peer: Option<IpAddr>,
@@ -99,6 +100,11 @@ impl Origin {
         }
     }
 
+    /// The seed that the worker used.
+    pub(crate) fn seed(&self) -> Option<u64> {
+        self.seed.as_ref()?.to_str().ok()?.parse().ok()
+    }
+
     /// Writes the assignment into an error.
     pub(crate) fn told(&self, status: Status) -> Status {
         self.assigned.told(status)
@@ -143,17 +149,6 @@ impl Chunks {
             chunks.push(chunk);
         }
         Ok(chunks)
-    }
-
-    /// The whole reply as one chunk.
-    pub(crate) async fn whole(mut self) -> Result<v1::GenerateResponse, Status> {
-        let mut whole = v1::GenerateResponse::default();
-        while let Some(chunks) = self.next().await? {
-            for chunk in chunks {
-                append(&mut whole, chunk);
-            }
-        }
-        Ok(whole)
     }
 }
 

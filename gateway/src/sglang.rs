@@ -16,6 +16,7 @@ use serde_json::{Map, Value, json};
 use tonic::Status;
 
 use crate::{
+    choices,
     error::bad_request,
     fields::{self, Fields, is_empty},
     forward::Forwarder,
@@ -66,7 +67,8 @@ async fn answer(
     asked: Asked,
     began: Instant,
 ) -> Result<Response, Status> {
-    let (origin, chunks) = replies::ask(forwarder, value::GENERATE, PREFIX, asker, &asked.request).await?;
+    let request = &asked.request;
+    let (origin, chunks) = choices::ask(forwarder, value::GENERATE, PREFIX, asker, request, 1).await?;
     let sofar = SoFar {
         id: asked.id.unwrap_or_else(|| origin.id.clone()),
         version: origin.assigned.revision.name.clone(),
@@ -77,7 +79,8 @@ async fn answer(
     let mut response = match asked.stream {
         true => sse::respond(chunks, sofar),
         false => {
-            let reply = chunks.whole().await.map_err(|status| origin.told(status))?;
+            let mut replies = chunks.whole().await.map_err(|status| origin.told(status))?;
+            let reply = replies.pop().unwrap_or_default();
             Json(SoFar { reply, ..sofar }.value()).into_response()
         }
     };
@@ -225,7 +228,7 @@ impl SoFar {
 impl sse::Events for SoFar {
     fn open(&mut self, _: &mut String) {}
 
-    fn chunk(&mut self, chunk: v1::GenerateResponse, out: &mut String) {
+    fn chunk(&mut self, _: usize, chunk: v1::GenerateResponse, out: &mut String) {
         replies::append(&mut self.reply, chunk);
         sse::event(out, self.value());
     }

@@ -6,7 +6,7 @@ use tonic::Status;
 
 use super::{
     Shape,
-    reply::{Head, content_logprobs, finish_reason, usage},
+    reply::{Head, content_logprobs, finish_reason},
     request::{self, Asked},
 };
 use crate::{error::bad_request, fields::Fields};
@@ -19,6 +19,7 @@ pub(crate) struct ChatShape {
 impl Shape for ChatShape {
     const OPERATION: &'static str = "chat";
     const PREFIX: &'static str = "chatcmpl-";
+    const OBJECT: &'static str = "chat.completion";
 
     fn read(fields: Fields<'_>) -> Result<(Asked, Self), Status> {
         let mut asked = request::common(fields)?;
@@ -34,40 +35,35 @@ impl Shape for ChatShape {
             ));
         }
         asked.request.top_logprobs = logprobs.then(|| top.unwrap_or(0));
+        fields.refuse("best_of", |count| count.as_u64() == Some(1))?;
         Ok((asked, Self { logprobs }))
     }
 
-    fn whole(&self, head: &Head, reply: &v1::GenerateResponse) -> Value {
+    fn choice(&self, index: usize, reply: &v1::GenerateResponse) -> Value {
         json!({
-            "id": head.id,
-            "object": "chat.completion",
-            "created": head.created,
-            "model": head.model,
-            "system_fingerprint": head.fingerprint,
-            "choices": [{
-                "index": 0,
-                "message": { "role": "assistant", "content": reply.text, "refusal": null },
-                "logprobs": self.logprobs(reply),
-                "finish_reason": finish_reason(reply),
-            }],
-            "usage": usage(reply.usage.as_ref()),
+            "index": index,
+            "message": { "role": "assistant", "content": reply.text, "refusal": null },
+            "logprobs": self.logprobs(reply),
+            "finish_reason": finish_reason(reply),
         })
     }
 
-    fn opening(&self, head: &Head) -> Option<Value> {
+    fn opening(&self, head: &Head, index: usize) -> Option<Value> {
         Some(chunk(
             head,
+            index,
             &json!({ "role": "assistant", "content": "", "refusal": null }),
             &Value::Null,
             &Value::Null,
         ))
     }
 
-    fn chunks(&mut self, head: &Head, reply: &v1::GenerateResponse) -> Vec<Value> {
+    fn chunks(&mut self, head: &Head, index: usize, reply: &v1::GenerateResponse) -> Vec<Value> {
         let mut chunks = Vec::new();
         if !reply.text.is_empty() || (self.logprobs && !reply.logprobs.is_empty()) {
             chunks.push(chunk(
                 head,
+                index,
                 &json!({ "content": reply.text }),
                 &self.logprobs(reply),
                 &Value::Null,
@@ -76,6 +72,7 @@ impl Shape for ChatShape {
         if reply.usage.is_some() {
             chunks.push(chunk(
                 head,
+                index,
                 &json!({}),
                 &Value::Null,
                 &finish_reason(reply).into(),
@@ -85,7 +82,7 @@ impl Shape for ChatShape {
     }
 
     fn usage(&self, head: &Head, usage: Value) -> Value {
-        let mut last = chunk(head, &Value::Null, &Value::Null, &Value::Null);
+        let mut last = chunk(head, 0, &Value::Null, &Value::Null, &Value::Null);
         last["choices"] = json!([]);
         last["usage"] = usage;
         last
@@ -101,14 +98,14 @@ impl ChatShape {
     }
 }
 
-fn chunk(head: &Head, delta: &Value, logprobs: &Value, finish_reason: &Value) -> Value {
+fn chunk(head: &Head, index: usize, delta: &Value, logprobs: &Value, finish_reason: &Value) -> Value {
     json!({
         "id": head.id,
         "object": "chat.completion.chunk",
         "created": head.created,
         "model": head.model,
         "system_fingerprint": head.fingerprint,
-        "choices": [{ "index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason }],
+        "choices": [{ "index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason }],
     })
 }
 

@@ -6,10 +6,11 @@ use tonic::Status;
 
 use super::{
     Shape,
-    reply::{Head, finish_reason, token_text, usage},
+    reply::{Head, finish_reason, token_text},
     request::{self, Asked},
 };
 use crate::{
+    choices,
     error::bad_request,
     fields::{self, Fields},
 };
@@ -17,13 +18,14 @@ use crate::{
 /// How text completions are asked and answered.
 pub(crate) struct CompletionShape {
     logprobs: bool,
-    /// Characters of the reply so far, for `text_offset`.
-    offset: usize,
+    /// Characters of each reply so far, for `text_offset`.
+    offsets: Vec<usize>,
 }
 
 impl Shape for CompletionShape {
     const OPERATION: &'static str = "text_completion";
     const PREFIX: &'static str = "cmpl-";
+    const OBJECT: &'static str = "text_completion";
 
     fn read(fields: Fields<'_>) -> Result<(Asked, Self), Status> {
         let mut asked = request::common(fields)?;
@@ -37,51 +39,70 @@ impl Shape for CompletionShape {
             ));
         }
         let logprobs = asked.request.top_logprobs.is_some();
-        Ok((asked, Self { logprobs, offset: 0 }))
+        if let Some(candidates) = fields.integer("best_of", asked.choices as u32, choices::MOST)? {
+            asked.candidates = candidates as usize;
+        }
+        if asked.candidates > asked.choices {
+            if asked.stream {
+                return Err(bad_request(
+                    "best_of",
+                    "is not for replies that stream: the best is known at the end",
+                ));
+            }
+            // They say which is best.
+            asked.request.top_logprobs.get_or_insert(0);
+        }
+        let offsets = vec![0; asked.choices];
+        Ok((asked, Self { logprobs, offsets }))
     }
 
-    fn whole(&self, head: &Head, reply: &v1::GenerateResponse) -> Value {
+    fn choice(&self, index: usize, reply: &v1::GenerateResponse) -> Value {
         let logprobs = self.logprobs.then(|| logprobs(&reply.logprobs, 0));
-        let mut whole = text(head, &reply.text, logprobs.into(), &finish_reason(reply).into());
-        whole["usage"] = usage(reply.usage.as_ref());
-        whole
+        choice(index, &reply.text, logprobs.into(), &finish_reason(reply).into())
     }
 
-    fn opening(&self, _: &Head) -> Option<Value> {
+    fn opening(&self, _: &Head, _: usize) -> Option<Value> {
         None
     }
 
-    fn chunks(&mut self, head: &Head, reply: &v1::GenerateResponse) -> Vec<Value> {
+    fn chunks(&mut self, head: &Head, index: usize, reply: &v1::GenerateResponse) -> Vec<Value> {
         let ended = reply.usage.is_some();
         if !ended && reply.text.is_empty() && (!self.logprobs || reply.logprobs.is_empty()) {
             return Vec::new();
         }
-        let logprobs = self.logprobs.then(|| logprobs(&reply.logprobs, self.offset));
-        self.offset += reply.text.chars().count();
+        let offset = &mut self.offsets[index];
+        let logprobs = self.logprobs.then(|| logprobs(&reply.logprobs, *offset));
+        *offset += reply.text.chars().count();
         let reason = if ended {
             finish_reason(reply).into()
         } else {
             Value::Null
         };
-        vec![text(head, &reply.text, logprobs.into(), &reason)]
+        vec![text(
+            head,
+            &[choice(index, &reply.text, logprobs.into(), &reason)],
+        )]
     }
 
     fn usage(&self, head: &Head, usage: Value) -> Value {
-        let mut last = text(head, "", Value::Null, &Value::Null);
-        last["choices"] = json!([]);
+        let mut last = text(head, &[]);
         last["usage"] = usage;
         last
     }
 }
 
-fn text(head: &Head, text: &str, logprobs: Value, finish_reason: &Value) -> Value {
+fn choice(index: usize, text: &str, logprobs: Value, finish_reason: &Value) -> Value {
+    json!({ "index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason })
+}
+
+fn text(head: &Head, choices: &[Value]) -> Value {
     json!({
         "id": head.id,
         "object": "text_completion",
         "created": head.created,
         "model": head.model,
         "system_fingerprint": head.fingerprint,
-        "choices": [{ "index": 0, "text": text, "logprobs": logprobs, "finish_reason": finish_reason }],
+        "choices": choices,
     })
 }
 

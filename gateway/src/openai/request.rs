@@ -2,10 +2,10 @@
 
 use http::{HeaderMap, HeaderValue};
 use penstock_proto::{metadata, v1};
-use serde_json::Value;
 use tonic::Status;
 
 use crate::{
+    choices,
     error::bad_request,
     fields::{Fields, is_empty},
     grammar,
@@ -20,6 +20,10 @@ const MAX_STOP_TOKEN_IDS: usize = 64;
 pub(crate) struct Asked {
     pub(crate) request: v1::GenerateRequest,
     pub(crate) stream: bool,
+    /// Replies to give.
+    pub(crate) choices: usize,
+    /// Replies to generate, of which the best are given.
+    pub(crate) candidates: usize,
     pub(crate) include_usage: bool,
 }
 
@@ -40,9 +44,12 @@ pub(crate) fn common(fields: Fields<'_>) -> Result<Asked, Status> {
         grammar: grammar::of_completion(fields)?,
         ..Default::default()
     };
+    let choices = fields.integer("n", 1, choices::MOST)?.unwrap_or(1) as usize;
     Ok(Asked {
         request,
         stream,
+        choices,
+        candidates: choices,
         include_usage: options
             .map(|options| options.flag("include_usage"))
             .transpose()?
@@ -82,10 +89,6 @@ fn sampling(fields: Fields<'_>) -> Result<v1::SamplingParams, Status> {
 
 /// What would change the reply and is not done must not be ignored. Other keys that are not known are.
 fn refuse_unsupported(fields: Fields<'_>) -> Result<(), Status> {
-    let one = |value: &Value| value.as_u64() == Some(1);
-    for name in ["n", "best_of"] {
-        fields.refuse(name, one)?;
-    }
     for name in [
         "tools",
         "functions",

@@ -10,15 +10,15 @@ use penstock_proto::v1;
 use tonic::Status;
 
 use super::error;
-use crate::replies::Chunks;
+use crate::choices::Choices;
 
-/// Writes the events of one reply.
+/// Writes the events of a response.
 pub(crate) trait Events: Send + 'static {
     /// Before the first chunk.
     fn open(&mut self, out: &mut String);
-    /// For each chunk.
-    fn chunk(&mut self, chunk: v1::GenerateResponse, out: &mut String);
-    /// After the last chunk of a reply that is complete.
+    /// For each chunk of the reply of this index.
+    fn chunk(&mut self, index: usize, chunk: v1::GenerateResponse, out: &mut String);
+    /// After the last chunk, where all replies are complete.
     fn close(&mut self, out: &mut String);
 }
 
@@ -30,13 +30,13 @@ pub(crate) fn event(out: &mut String, data: impl Display) {
 }
 
 enum State<E> {
-    Opening(Chunks, E),
-    Running(Chunks, E),
+    Opening(Choices, E),
+    Running(Choices, E),
     Ended,
 }
 
-/// Streams a reply. One that breaks off ends with an error event and without `[DONE]`.
-pub(crate) fn respond<E: Events>(chunks: Chunks, events: E) -> Response {
+/// Streams replies. A response that breaks off ends with an error event and without `[DONE]`.
+pub(crate) fn respond<E: Events>(chunks: Choices, events: E) -> Response {
     let body = stream::unfold(State::Opening(chunks, events), |state| async move {
         let (out, next) = step(state).await?;
         Some((Ok::<_, Infallible>(Bytes::from(out)), next))
@@ -64,8 +64,10 @@ async fn step<E: Events>(state: State<E>) -> Option<(String, State<E>)> {
         State::Ended => return None,
     };
     match chunks.next().await {
-        Ok(Some(ready)) => {
-            ready.into_iter().for_each(|chunk| events.chunk(chunk, &mut out));
+        Ok(Some((index, ready))) => {
+            ready
+                .into_iter()
+                .for_each(|chunk| events.chunk(index, chunk, &mut out));
             Some((out, State::Running(chunks, events)))
         }
         Ok(None) => {

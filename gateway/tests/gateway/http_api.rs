@@ -273,7 +273,7 @@ async fn a_text_completion_takes_text_or_token_ids() {
 async fn what_is_wrong_is_named() {
     let (worker, gateway) = one(Behaviour::Speak).await;
     for (wrong, param) in [
-        (json!({ "n": 2 }), "n"),
+        (json!({ "n": 17 }), "n"),
         (json!({ "tools": [{}] }), "tools"),
         (
             json!({ "response_format": { "type": "xml" } }),
@@ -563,4 +563,75 @@ async fn what_constrains_a_reply_reaches_the_worker() {
     let kind = asked.grammar.and_then(|grammar| grammar.kind);
     assert_eq!(kind, Some(v1::grammar::Kind::Regex("a+".into())));
     assert_eq!(asked.sampling.unwrap().min_tokens, Some(3));
+}
+
+#[tokio::test]
+async fn several_choices_are_several_replies_in_one_response() {
+    let (worker, gateway) = one(Behaviour::Speak).await;
+    let reply = post(&gateway, CHAT, chat(json!({ "n": 3, "seed": 7 }))).await;
+    assert_eq!(reply.status, 200, "{}", reply.body);
+    let answer = reply.json();
+    let choices = answer["choices"].as_array().unwrap();
+    let indexes: Vec<_> = choices
+        .iter()
+        .map(|choice| choice["index"].as_u64().unwrap())
+        .collect();
+    assert_eq!(indexes, [0, 1, 2]);
+    assert!(
+        choices
+            .iter()
+            .all(|choice| choice["message"]["content"] == "Hello world")
+    );
+    let usage = &answer["usage"];
+    assert_eq!(
+        (&usage["prompt_tokens"], &usage["completion_tokens"]),
+        (&json!(11), &json!(6))
+    );
+    assert_eq!(worker.requests(), 3);
+
+    let body = chat(json!({ "n": 2, "stream": true, "stream_options": { "include_usage": true } }));
+    let events = post(&gateway, CHAT, body).await.events();
+    // The worker says that it took seed 7, drawn or given.
+    assert_eq!(worker.last().1.sampling.unwrap().seed, Some(8));
+    let of = |index: u64| -> String {
+        let deltas = events
+            .iter()
+            .filter(|event| event["choices"][0]["index"] == index);
+        deltas
+            .filter_map(|event| event["choices"][0]["delta"]["content"].as_str())
+            .collect()
+    };
+    assert_eq!([of(0), of(1)], ["Hello world", "Hello world"]);
+    let ends = events
+        .iter()
+        .filter(|event| event["choices"][0]["finish_reason"] == "stop");
+    assert_eq!(ends.count(), 2);
+    let usage = &events[events.len() - 2]["usage"];
+    assert_eq!(
+        (&usage["prompt_tokens"], &usage["completion_tokens"]),
+        (&json!(11), &json!(4))
+    );
+}
+
+#[tokio::test]
+async fn the_best_of_several_completions_is_given_and_all_are_counted() {
+    let (worker, gateway) = one(Behaviour::Speak).await;
+    let body = json!({ "model": "demo", "prompt": "Hi", "n": 1, "best_of": 3 });
+    let reply = post(&gateway, "/v1/completions", body.clone()).await;
+    assert_eq!(reply.status, 200, "{}", reply.body);
+    let answer = reply.json();
+    assert_eq!(answer["choices"].as_array().unwrap().len(), 1);
+    assert_eq!(answer["choices"][0]["logprobs"], Value::Null);
+    assert_eq!(answer["usage"]["completion_tokens"], 6);
+    // Their log-probabilities were asked for, to tell which is best.
+    assert_eq!((worker.requests(), worker.last().1.top_logprobs), (3, Some(0)));
+    for (name, value) in [("best_of", json!(0)), ("stream", json!(true))] {
+        let mut wrong = body.clone();
+        wrong[name] = value;
+        let reply = post(&gateway, "/v1/completions", wrong).await;
+        assert_eq!(
+            (reply.status, &reply.json()["error"]["param"]),
+            (400, &json!("best_of"))
+        );
+    }
 }
