@@ -6,7 +6,8 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Version, header};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
-use penstock_proto::metadata;
+use penstock_proto::{metadata, v1};
+use prost::Message as _;
 use tokio::time::{Instant, sleep, timeout};
 use tonic::{Code, Status};
 
@@ -294,13 +295,36 @@ impl Dispatch {
                 unseen: false,
             });
         }
-        let begun = begin(endpoint, parts.headers, body).await?;
+        let begun = begin(endpoint, parts.headers, body)
+            .await
+            .map_err(|failed| self.blamed(failed))?;
         picked.peer.began(&self.want);
         Ok(Sent {
             begun,
             endpoint: endpoint.clone(),
             lease,
         })
+    }
+
+    /// A worker says that it failed also where it cannot read the request; requests are not read before, since nearly
+    /// all can be.
+    fn blamed(&self, failed: Failed) -> Failed {
+        if !error::is_workers(failed.status.code()) {
+            return failed;
+        }
+        let payload = self.message.payload();
+        let read = match self.generates() {
+            true => v1::GenerateRequest::decode(payload).map(drop),
+            false => v1::TokenizeRequest::decode(payload).map(drop),
+        };
+        match read {
+            Ok(()) => failed,
+            Err(error) => Failed {
+                status: Status::invalid_argument(format!("the request cannot be read: {error}")),
+                retry: false,
+                unseen: false,
+            },
+        }
     }
 
     fn failed(&mut self, picked: &Picked, failed: &Failed) {

@@ -41,10 +41,17 @@ impl Message {
         let Some((prefix, payload)) = framed.split_at_checked(PREFIX) else {
             return Err(Status::invalid_argument("the request holds no message"));
         };
-        if prefix[0] != 0 {
-            return Err(Status::unimplemented(
-                "compressed requests are not supported: send them without grpc-encoding",
-            ));
+        match prefix[0] {
+            0 => {}
+            1 => {
+                return Err(Status::unimplemented(
+                    "compressed requests are not supported: send them without grpc-encoding",
+                ));
+            }
+            other => {
+                let message = format!("the request's first frame has flag {other}, which is neither 0 nor 1");
+                return Err(Status::invalid_argument(message));
+            }
         }
         let length = u32::from_be_bytes([prefix[1], prefix[2], prefix[3], prefix[4]]) as usize;
         if payload.len() != length {

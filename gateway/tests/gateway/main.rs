@@ -3,6 +3,7 @@
 // The lint knows tests by their attribute; their helpers have none.
 #![allow(clippy::unwrap_used)]
 
+mod any_bytes;
 mod feedback;
 mod grpc;
 mod http_api;
