@@ -115,3 +115,29 @@ async fn a_killed_worker_costs_no_stream_and_no_token() -> Result<()> {
     );
     Ok(())
 }
+
+#[tokio::test]
+async fn a_worker_that_is_told_to_end_before_its_streams_have_hands_them_over() -> Result<()> {
+    let mut cluster = Cluster::start(None).await?;
+    let models = demo(&["v1"]);
+    let mut arguments = vec!["--runner", "fake", "--pace", "20ms", "--drain-timeout", "500ms"];
+    arguments.extend(models.iter().map(String::as_str));
+    for _ in 0..2 {
+        cluster.add_worker(&arguments).await?;
+    }
+    cluster.add_gateway().await?;
+    let port = cluster.gateways[0].port;
+    let undisturbed = ask_all(port, &Arc::default()).await?;
+    let begun = Arc::new(AtomicUsize::new(0));
+    let asking = tokio::spawn({
+        let begun = begun.clone();
+        async move { ask_all(port, &begun).await }
+    });
+    // Half of them run, the others wait for a place.
+    while begun.load(Ordering::SeqCst) < STREAMS / 4 && !asking.is_finished() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    cluster.workers[0].process.terminate()?;
+    assert_eq!(asking.await??, undisturbed);
+    Ok(())
+}
