@@ -218,7 +218,12 @@ fn compose(
     reply.watch(served.watch_words());
     reply.at_least(generation.sampling.min_tokens);
     if generation.echo {
-        reply.echo(&prompt.ids, &served.prompt_text(&prompt));
+        let text = served.prompt_text(&prompt);
+        match logprobs {
+            // Its tokens come back as the engine tells of them.
+            true if generation.resume.is_none() => reply.echo(&[], &text),
+            _ => reply.echo(&prompt.ids, &text),
+        }
     }
     let resumed = match &generation.resume {
         Some(resume) => resume_reply(&mut reply, resume, generation.echo.then_some(&prompt.ids))?,
@@ -239,6 +244,7 @@ fn compose(
         deadline,
         namespace: 0,
         grammar: None,
+        prompt_logprobs: generation.echo && logprobs,
     };
     Ok((reply, sequence))
 }

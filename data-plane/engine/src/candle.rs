@@ -185,6 +185,24 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_prompt_is_told_with_the_log_probabilities_that_its_tokens_had_as_a_reply() {
+        let engine = start(EngineConfig::default());
+        let begun = Heard::all(&mut engine.submit(greedy(&prompt(0))).unwrap());
+        let whole = [prompt(0), begun.tokens.clone()].concat();
+        let scoring = Sequence {
+            prompt_logprobs: true,
+            max_tokens: 1,
+            ..greedy(&whole)
+        };
+        let told = Heard::all(&mut engine.submit(scoring).unwrap()).prompt;
+        assert_eq!(told.iter().map(|token| token.0).collect::<Vec<_>>(), whole);
+        let reply = told[prompt(0).len()..].iter().zip(&begun.logprobs);
+        for (told, had) in reply {
+            assert!((told.1.unwrap() - had.unwrap()).abs() < 1e-3, "{told:?} {had:?}");
+        }
+    }
+
     /// A compiler of grammars for the demo model's vocabulary, which is byte-level BPE.
     fn demo_grammars() -> (GrammarCompiler, tokenizers::Tokenizer) {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/models/demo/v1/tokenizer.json");

@@ -6,7 +6,7 @@ use std::{
 };
 
 use penstock_grammar::TokenMask;
-use penstock_model::Batch;
+use penstock_model::{Batch, BatchSequence};
 
 use crate::{
     SampleRequest, SampledToken,
@@ -88,16 +88,15 @@ impl Runner for FakeRunner {
     ) -> Result<(), RunnerError> {
         let end = Instant::now() + self.config.pace;
         let range = &self.config.token_ids;
-        let rows = batch.sequences.iter().filter(|sequence| sequence.logits);
-        for (sequence, request) in rows.zip(samples) {
-            let last = batch.tokens[sequence.query_start + sequence.query_len - 1];
-            let mixed = u64::from(last)
-                .wrapping_mul(31)
-                .wrapping_add(sequence.context_len as u64 * 7);
+        let rows = batch.sequences.iter().flat_map(BatchSequence::logit_rows);
+        for (row, request) in rows.zip(samples) {
+            let last = batch.tokens[row];
+            let context_len = u64::from(batch.positions[row]) + 1;
+            let mixed = u64::from(last).wrapping_mul(31).wrapping_add(context_len * 7);
             let span = u64::from(range.end - range.start).max(1);
             let id = range.start + u32::try_from(mixed % span).unwrap_or(0);
-            let id = match request.grammar {
-                None => id,
+            let id = match request.grammar.filter(|_| request.follows.is_none()) {
+                None => request.follows.unwrap_or(id),
                 Some(grammar) => match grammar.with_mask(|mask| constrained(mask, id, mixed)) {
                     Ok(id) => id,
                     Err(error) => {

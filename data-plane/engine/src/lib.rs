@@ -20,6 +20,7 @@
 //!     deadline: None,
 //!     namespace: 0,
 //!     resumed: 0,
+//!     prompt_logprobs: false,
 //!     grammar: None,
 //! })?;
 //! let mut tokens = 0;
@@ -78,6 +79,9 @@ pub struct Sequence {
     /// What the reply must satisfy, behind what is resumed; its vocabulary is the model's. Tokens that it leaves no
     /// choice about are taken without sampling, and the reply ends where it ends.
     pub grammar: Option<Matcher>,
+    /// The prompt's tokens are told first, each with its log-probability (none for the first) and the alternatives
+    /// that `top_logprobs` asks for. Its KV is then computed whatever the cache has. Not for a reply that is resumed.
+    pub prompt_logprobs: bool,
 }
 
 impl Sequence {
@@ -107,6 +111,8 @@ pub enum Event {
         /// Prompt tokens whose KV was already there.
         cached_tokens: usize,
     },
+    /// Tokens of the prompt, in order, if asked for: before the first generated one.
+    Prompt(Vec<Token>),
     /// One generated token.
     Token(Token),
     /// The reply is complete.

@@ -20,8 +20,8 @@ pub trait Runner: Send {
     /// What it is, for people.
     fn describe(&self) -> RunnerInfo;
 
-    /// Runs `batch`. `samples` has one entry per sequence that wants logits, in the order of the batch; `out`
-    /// gets one token for each, in the same order, or the error of that row alone.
+    /// Runs `batch`. `samples` has one entry per row of logits ([`Batch::logit_rows`]), in the order of the batch;
+    /// `out` gets one token for each, in the same order, or the error of that row alone.
     ///
     /// # Errors
     /// The step failed; the KV that it was to write is undefined.
@@ -53,6 +53,9 @@ pub struct SampleRequest<'a> {
     pub history: Option<&'a TokenHistory>,
     /// Alternatives to report; `None` reports no log-probabilities.
     pub top_logprobs: Option<usize>,
+    /// The token of the prompt that follows: nothing is sampled, this one is reported with the log-probability that
+    /// the model gives it, whatever the parameters.
+    pub follows: Option<u32>,
     /// Ids that end the reply: not before `min_tokens`.
     pub stop_token_ids: &'a [u32],
     /// What the reply must satisfy.

@@ -33,6 +33,10 @@ impl Sampler {
         logits: &mut [f32],
         request: &SampleRequest<'_>,
     ) -> Result<SampledToken, RunnerError> {
+        if let Some(id) = request.follows {
+            let best = argmax(logits).ok_or(RunnerError::NotNumbers { row })?;
+            return Ok(self.report(logits, best, id, request.top_logprobs.unwrap_or(0)));
+        }
         if let Some(history) = request.history {
             penalize(logits, request, history);
         }
@@ -56,17 +60,19 @@ impl Sampler {
                 top: Vec::new(),
             });
         };
+        Ok(self.report(logits, best, id, alternatives))
+    }
+
+    /// A token with its log-probability, and the likeliest tokens with theirs.
+    fn report(&mut self, logits: &[f32], best: u32, id: u32, alternatives: usize) -> SampledToken {
         let norm = log_sum_exp(logits, logits[best as usize]);
-        let top = self
-            .likeliest(logits, alternatives)
-            .iter()
-            .map(|&(id, logit)| (id, logit - norm))
-            .collect();
-        Ok(SampledToken {
+        let likeliest = self.likeliest(logits, alternatives).iter();
+        let top = likeliest.map(|&(id, logit)| (id, logit - norm)).collect();
+        SampledToken {
             id,
-            logprob: Some(logits[id as usize] - norm),
+            logprob: logits.get(id as usize).map(|logit| logit - norm),
             top,
-        })
+        }
     }
 
     /// Draws by weight from what top-k, min-p and top-p leave.

@@ -198,12 +198,8 @@ impl Scheduler {
 
     /// How to sample the rows of the batch.
     pub(crate) fn samples(&self) -> Vec<SampleRequest<'_>> {
-        let wanted = self
-            .scheduled
-            .iter()
-            .map(|&index| &self.running[index])
-            .filter(|s| s.samples_next());
-        wanted.map(|sequence| sequence.sample_request()).collect()
+        let sequences = self.scheduled.iter().map(|&index| &self.running[index]);
+        sequences.flat_map(Running::sample_requests).collect()
     }
 
     /// The step is done: tokens go out, KV into the tree, what is complete leaves.
@@ -213,10 +209,10 @@ impl Scheduler {
         let mut ended = Vec::new();
         for &index in &self.scheduled {
             let sequence = &mut self.running[index];
-            let row = if sequence.samples_next() {
-                rows.next()
-            } else {
-                None
+            let samples = sequence.samples_next();
+            let row = match reply::score(sequence, &mut rows, now) {
+                Ok(()) => samples.then(|| rows.next()).flatten(),
+                Err(error) => Some(Err(error)),
             };
             if let Some(Err(error)) = row {
                 // What this step computed is not to be trusted: it stays out of the tree.
@@ -276,7 +272,10 @@ impl Scheduler {
     fn push(&mut self, index: usize, limit: usize, batch: &mut Batch) -> usize {
         let page_size = self.cache.page_size();
         let sequence = &mut self.running[index];
-        let count = limit.min(sequence.tokens.len() - sequence.computed);
+        let count = limit.min(sequence.step_limit());
+        if count == 0 {
+            return 0;
+        }
         let pages = (sequence.computed + count).div_ceil(page_size);
         let missing = pages.saturating_sub(sequence.pages.len());
         if missing > 0 && !self.cache.allocate_into(missing, &mut sequence.pages) {
@@ -291,6 +290,9 @@ impl Scheduler {
             &sequence.pages[..pages],
             sequence.samples_next(),
         );
+        if sequence.scored.is_some() {
+            batch.want_all_logits();
+        }
         self.scheduled.push(index);
         count
     }
@@ -334,10 +336,10 @@ impl Scheduler {
     /// Moves a sequence in prefill on to what others have put into the tree since its last chunk.
     fn catch_up(&mut self, index: usize) {
         let sequence = &mut self.running[index];
-        if self.cache.peek_prefix(sequence.namespace, &sequence.tokens) <= sequence.computed {
+        if self.cache.peek_prefix(sequence.namespace, sequence.matchable()) <= sequence.computed {
             return;
         }
-        let found = self.cache.match_prefix(sequence.namespace, &sequence.tokens);
+        let found = self.cache.match_prefix(sequence.namespace, sequence.matchable());
         let shared = sequence.committed / self.cache.page_size();
         self.cache.free(&sequence.pages[shared..]);
         if let Some(behind) = sequence.guard.replace(found.guard) {
@@ -362,7 +364,7 @@ impl Scheduler {
         }
         let page_size = self.cache.page_size();
         let score = |sequence: &Running| {
-            let cached = self.cache.peek_prefix(sequence.namespace, &sequence.tokens);
+            let cached = self.cache.peek_prefix(sequence.namespace, sequence.matchable());
             let filling = |s: &Running| s.is_filling_for(sequence, cached, page_size);
             (!self.running.iter().any(filling)).then_some(cached + sequence.passes * AGEING_TOKENS)
         };
@@ -378,13 +380,13 @@ impl Scheduler {
         let Some(mut sequence) = self.waiting.remove(chosen) else {
             return false;
         };
-        let cached = self.cache.peek_prefix(sequence.namespace, &sequence.tokens);
+        let cached = self.cache.peek_prefix(sequence.namespace, sequence.matchable());
         // A look before the match, which counts as a use: a sequence that does not fit is looked at every step.
         if !self.fits(&sequence, cached) {
             self.waiting.insert(chosen, sequence);
             return false;
         }
-        let found = self.cache.match_prefix(sequence.namespace, &sequence.tokens);
+        let found = self.cache.match_prefix(sequence.namespace, sequence.matchable());
         // And one after it: what was just protected can no longer be evicted.
         if !self.fits(&sequence, found.tokens) {
             self.cache.release(found.guard);

@@ -98,8 +98,16 @@ impl Runner for MemoryRunner {
                 assert_eq!(seen, hash, "position {position} holds another sequence's KV");
             }
             let last = batch.tokens[sequence.query_start + sequence.query_len - 1];
+            for row in sequence
+                .logit_rows()
+                .take(sequence.logit_rows().len().saturating_sub(1))
+            {
+                out.push(Ok(scored(&samples[out.len()], batch.positions[row])));
+            }
             if sequence.logits && last == POISON {
                 out.push(Err(RunnerError::NotNumbers { row: out.len() }));
+            } else if sequence.logits && samples[out.len()].follows.is_some() {
+                out.push(Ok(scored(&samples[out.len()], sequence.context_len as u32 - 1)));
             } else if sequence.logits {
                 let request = &samples[out.len()];
                 let id = match request.grammar {
@@ -134,6 +142,15 @@ pub(crate) fn reply(prompt: &[u32], length: usize) -> Vec<u32> {
         token
     });
     next.take(length).collect()
+}
+
+/// What is told of a prompt's token, after the one at `position`: its log-probability is that position.
+fn scored(request: &SampleRequest<'_>, position: u32) -> SampledToken {
+    SampledToken {
+        id: request.follows.unwrap(),
+        logprob: Some(-(position as f32)),
+        top: Vec::new(),
+    }
 }
 
 fn constrained_token(mask: &TokenMask, seen: u64) -> u32 {
@@ -176,6 +193,7 @@ pub(crate) fn sequence(prompt: &[u32], max_tokens: usize) -> Sequence {
         namespace: 0,
         resumed: 0,
         grammar: None,
+        prompt_logprobs: false,
     }
 }
 
@@ -186,6 +204,8 @@ pub(crate) struct Heard {
     pub(crate) cached_tokens: usize,
     pub(crate) tokens: Vec<u32>,
     pub(crate) logprobs: Vec<Option<f32>>,
+    /// Tokens of the prompt, with their log-probabilities.
+    pub(crate) prompt: Vec<(u32, Option<f32>)>,
     /// The closing event.
     pub(crate) closing: Option<Event>,
 }
@@ -219,6 +239,11 @@ impl Heard {
             Event::Started { cached_tokens, .. } => {
                 self.started += 1;
                 self.cached_tokens = cached_tokens;
+            }
+            Event::Prompt(tokens) => {
+                assert!(self.tokens.is_empty(), "the prompt comes before the reply");
+                self.prompt
+                    .extend(tokens.iter().map(|token| (token.id, token.logprob)));
             }
             Event::Token(token) => {
                 self.tokens.push(token.id);

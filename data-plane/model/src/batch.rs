@@ -28,6 +28,8 @@ pub struct BatchSequence {
     pub page_count: usize,
     /// Whether the logits of its last token are wanted.
     pub logits: bool,
+    /// Whether those of its other tokens are, too.
+    pub all_logits: bool,
 }
 
 // === impl Batch ===
@@ -51,15 +53,27 @@ impl Batch {
             page_start: self.page_tables.len(),
             page_count: pages.len(),
             logits,
+            all_logits: false,
         });
         self.positions.extend((0..tokens.len()).map(position));
         self.tokens.extend_from_slice(tokens);
         self.page_tables.extend_from_slice(pages);
     }
 
+    /// Asks for the logits of every token of the sequence added last.
+    pub fn want_all_logits(&mut self) {
+        if let Some(last) = self.sequences.last_mut() {
+            last.logits = true;
+            last.all_logits = true;
+        }
+    }
+
     /// Rows of logits that the step yields.
     pub fn logit_rows(&self) -> usize {
-        self.sequences.iter().filter(|sequence| sequence.logits).count()
+        self.sequences
+            .iter()
+            .map(|sequence| sequence.logit_rows().len())
+            .sum()
     }
 
     /// Whether there is nothing to do.
@@ -70,5 +84,19 @@ impl Batch {
     /// A sequence's pages.
     pub fn pages(&self, sequence: &BatchSequence) -> &[u32] {
         &self.page_tables[sequence.page_start..sequence.page_start + sequence.page_count]
+    }
+}
+
+// === impl BatchSequence ===
+
+impl BatchSequence {
+    /// Indices in [`Batch::tokens`] of the tokens whose logits are wanted.
+    pub fn logit_rows(&self) -> std::ops::Range<usize> {
+        let end = self.query_start + self.query_len;
+        match (self.all_logits, self.logits) {
+            (true, _) => self.query_start..end,
+            (false, true) => end - 1..end,
+            (false, false) => end..end,
+        }
     }
 }

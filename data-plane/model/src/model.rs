@@ -157,7 +157,7 @@ impl Model {
     }
 
     /// Runs one batch: writes the KV of its tokens into their pages, and fills `logits` with one row of
-    /// `vocab_size` for each sequence that wants them, in the order of the batch.
+    /// `vocab_size` for each token whose logits are wanted, in the order of the batch.
     ///
     /// # Errors
     /// The batch contradicts itself or exceeds the model's limits; then nothing was written.
@@ -199,10 +199,7 @@ impl Model {
                 |position: usize| pages[position / page_size] as usize * page_size + position % page_size;
             self.slots
                 .extend((sequence.context_len - sequence.query_len..sequence.context_len).map(slot));
-            if sequence.logits {
-                self.logit_rows
-                    .push(sequence.query_start + sequence.query_len - 1);
-            }
+            self.logit_rows.extend(sequence.logit_rows());
         }
     }
 

@@ -32,12 +32,6 @@ impl Shape for CompletionShape {
         asked.request.input = Some(prompt(fields)?);
         asked.request.echo = fields.flag("echo")?;
         asked.request.top_logprobs = fields.integer("logprobs", 0, 20)?;
-        if asked.request.echo && asked.request.top_logprobs.is_some() {
-            return Err(bad_request(
-                "logprobs",
-                "cannot be given for the prompt: leave out echo",
-            ));
-        }
         let logprobs = asked.request.top_logprobs.is_some();
         if let Some(candidates) = fields.integer("best_of", asked.choices as u32, choices::MOST)? {
             asked.candidates = candidates as usize;
@@ -47,6 +41,12 @@ impl Shape for CompletionShape {
                 return Err(bad_request(
                     "best_of",
                     "is not for replies that stream: the best is known at the end",
+                ));
+            }
+            if asked.request.echo {
+                return Err(bad_request(
+                    "best_of",
+                    "is not for prompts that are echoed: leave out echo",
                 ));
             }
             // They say which is best.

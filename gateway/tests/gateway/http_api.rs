@@ -635,3 +635,19 @@ async fn the_best_of_several_completions_is_given_and_all_are_counted() {
         );
     }
 }
+
+#[tokio::test]
+async fn an_echoed_prompt_may_have_log_probabilities() {
+    let (worker, gateway) = one(Behaviour::Speak).await;
+    let body = json!({ "model": "demo", "prompt": "Hi", "echo": true, "logprobs": 1, "max_tokens": 1 });
+    assert_eq!(post(&gateway, "/v1/completions", body.clone()).await.status, 200);
+    let asked = worker.last().1;
+    assert_eq!((asked.echo, asked.top_logprobs), (true, Some(1)));
+    let mut ranked = body;
+    ranked["best_of"] = json!(2);
+    let reply = post(&gateway, "/v1/completions", ranked).await;
+    assert_eq!(
+        (reply.status, &reply.json()["error"]["param"]),
+        (400, &json!("best_of"))
+    );
+}

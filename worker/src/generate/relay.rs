@@ -146,6 +146,10 @@ impl Relay {
                 self.observation.started(at, self.cached_tokens);
                 Step::Continue
             }
+            Event::Prompt(tokens) => {
+                self.reply.echo_tokens(&tokens);
+                Step::Continue
+            }
             Event::Token(token) => {
                 self.observation.token(token.at);
                 match self.reply.push(&token) {

@@ -78,6 +78,15 @@ impl Reply {
         self.chunk.text.push_str(text);
     }
 
+    /// Tokens of the prompt come back with their log-probabilities.
+    pub(crate) fn echo_tokens(&mut self, tokens: &[Token]) {
+        for token in tokens {
+            self.chunk.token_ids.push(token.id);
+            let logprob = logprob(&self.tokenizer, token);
+            self.chunk.logprobs.push(logprob);
+        }
+    }
+
     /// Takes the tokens that another worker generated. The client has them, and `text_offset` bytes of text.
     pub(crate) fn resume(&mut self, ids: &[u32], text_offset: u64) -> Result<(), ResumeError> {
         for (index, &id) in ids.iter().enumerate() {

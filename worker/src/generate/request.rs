@@ -115,20 +115,9 @@ pub(crate) fn parse(
         );
         violations.push(Violation::new("sampling.stop_token_ids", description));
     }
-    match request.top_logprobs {
-        Some(count) if count > MAX_TOP_LOGPROBS => {
-            violations.push(Violation::new(
-                "top_logprobs",
-                format!("must be 0 to {MAX_TOP_LOGPROBS}, not {count}"),
-            ));
-        }
-        Some(_) if request.echo => {
-            violations.push(Violation::new(
-                "top_logprobs",
-                "cannot be given for the prompt: leave out echo",
-            ));
-        }
-        _ => {}
+    if let Some(count) = request.top_logprobs.filter(|&count| count > MAX_TOP_LOGPROBS) {
+        let description = format!("must be 0 to {MAX_TOP_LOGPROBS}, not {count}");
+        violations.push(Violation::new("top_logprobs", description));
     }
     match (input, grammar) {
         (Some(input), Ok(grammar)) if violations.is_empty() => Ok(Generation {
@@ -393,15 +382,5 @@ mod tests {
             fields(chat(vec![message("user"), message("")])),
             ["chat.messages[1].role"]
         );
-    }
-
-    #[test]
-    fn logprobs_of_an_echoed_prompt_are_refused() {
-        let request = v1::GenerateRequest {
-            echo: true,
-            top_logprobs: Some(0),
-            ..prompt(Default::default())
-        };
-        assert_eq!(fields(request), ["top_logprobs"]);
     }
 }

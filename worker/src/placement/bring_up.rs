@@ -106,13 +106,14 @@ async fn warm(served: &Arc<Served>, prefix: String) -> Result<(), String> {
         namespace: 0,
         resumed: 0,
         grammar: None,
+        prompt_logprobs: false,
     };
     let mut tokens = served.engine.submit(sequence).map_err(|error| chain(&error))?;
     loop {
         match tokens.next().await {
             Some(Event::Finished(_)) => return Ok(()),
             Some(Event::Failed(error)) => return Err(chain(&error)),
-            Some(Event::Started { .. } | Event::Token(_)) => {}
+            Some(Event::Started { .. } | Event::Prompt(_) | Event::Token(_)) => {}
             None => return Err("the engine is gone".into()),
         }
     }

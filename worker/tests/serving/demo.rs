@@ -145,6 +145,44 @@ async fn a_bias_and_a_least_length_change_the_reply() {
 }
 
 #[tokio::test]
+async fn an_echoed_prompt_has_log_probabilities_cached_or_not() {
+    let mut running = demo().await;
+    let text = "The capital of France is Paris. ".repeat(20);
+    let mut told = None;
+    for _ in 0..2 {
+        let request = v1::GenerateRequest {
+            echo: true,
+            top_logprobs: Some(1),
+            ..prompt(&text, tokens(3))
+        };
+        let reply = generate(&mut running.client, with(request, &[])).await.unwrap();
+        let logprobs: Vec<_> = reply.chunks.iter().flat_map(|chunk| &chunk.logprobs).collect();
+        let prompt_tokens = reply.usage().prompt_tokens as usize;
+        assert!(reply.text().starts_with(&text));
+        assert_eq!(logprobs.len(), prompt_tokens + 3);
+        assert_eq!(
+            logprobs.iter().map(|token| token.token_id).collect::<Vec<_>>(),
+            reply.ids()
+        );
+        assert!(logprobs[0].logprob.is_nan());
+        assert!(
+            logprobs[1..]
+                .iter()
+                .all(|token| token.logprob <= 0.0 && token.top.len() == 1)
+        );
+        let prompt: Vec<f32> = logprobs[1..prompt_tokens]
+            .iter()
+            .map(|token| token.logprob)
+            .collect();
+        if let Some(cold) = &told {
+            assert_eq!(cold, &prompt);
+        }
+        told = Some(prompt);
+        assert_eq!(reply.usage().cached_tokens, 0);
+    }
+}
+
+#[tokio::test]
 async fn the_demo_model_answers_and_its_prompt_is_found_again_in_the_cache() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/models/demo/v1");
     let models = vec![ModelSpec {

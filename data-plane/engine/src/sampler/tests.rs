@@ -9,6 +9,7 @@ fn request(params: &SamplingParams, index: u64) -> SampleRequest<'_> {
         index,
         history: None,
         top_logprobs: None,
+        follows: None,
         stop_token_ids: &[],
         grammar: None,
     }
@@ -143,6 +144,7 @@ fn penalties_change_only_what_was_seen() {
         index: 0,
         history: Some(&history),
         top_logprobs: None,
+        follows: None,
         stop_token_ids: &[],
         grammar: None,
     };
@@ -161,6 +163,7 @@ fn log_probabilities_sum_to_one_and_come_likeliest_first() {
         index: 0,
         history: None,
         top_logprobs: Some(4),
+        follows: None,
         stop_token_ids: &[],
         grammar: None,
     };
@@ -249,6 +252,25 @@ fn nothing_stops_a_reply_too_early_but_its_grammar() {
     let mut ended = ended.clone();
     ended.commit(u32::from(b'a')).unwrap();
     assert_eq!(choose(1, Some(&Constraint::new(ended))), END);
+}
+
+#[test]
+fn a_token_that_follows_is_reported_as_the_model_sees_it() {
+    let params = SamplingParams {
+        logit_bias: vec![(0, 50.0)],
+        ..SamplingParams::default()
+    };
+    let grammar = Constraint::new(crate::testing::grammar("a"));
+    let request = SampleRequest {
+        follows: Some(2),
+        grammar: Some(&grammar),
+        top_logprobs: Some(1),
+        ..request(&params, 0)
+    };
+    let told = Sampler::new().sample(0, &mut [1.0, 3.0, 2.0], &request).unwrap();
+    let norm = (1.0f32.exp() + 3.0f32.exp() + 2.0f32.exp()).ln();
+    assert_eq!((told.id, told.top[0].0), (2, 1));
+    assert!((told.logprob.unwrap() - (2.0 - norm)).abs() < 1e-5);
 }
 
 /// The token that the naive distribution gives for the same random number, and how near that number is to the

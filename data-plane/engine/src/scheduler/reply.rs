@@ -3,7 +3,48 @@
 use std::time::Instant;
 
 use super::Running;
-use crate::{Event, FinishReason, Finished, MatcherError, SampledToken, Token};
+use crate::{Event, FinishReason, Finished, MatcherError, SampledToken, Token, runner::RunnerError};
+
+/// Takes the rows of a step that tell of the prompt, and sends what they tell.
+///
+/// # Errors
+/// That of the first row that failed; the others are taken all the same.
+pub(super) fn score(
+    sequence: &mut Running,
+    rows: &mut impl Iterator<Item = Result<SampledToken, RunnerError>>,
+    now: Instant,
+) -> Result<(), RunnerError> {
+    let Some(scored) = sequence.scored else {
+        return Ok(());
+    };
+    let count = sequence.in_step - usize::from(sequence.samples_next());
+    // All of them, whatever they are: what follows is another sequence's.
+    let taken: Vec<_> = rows.take(count).collect();
+    let first = (scored == 1 && sequence.computed == 0).then(|| Token {
+        id: sequence.tokens[0],
+        at: now,
+        logprob: None,
+        top: Vec::new(),
+    });
+    let mut tokens: Vec<Token> = first.into_iter().collect();
+    // After a retraction some are told already.
+    let told = scored - 1 - sequence.computed.min(scored - 1);
+    for token in taken.into_iter().skip(told) {
+        let SampledToken { id, logprob, top } = token?;
+        tokens.push(Token {
+            id,
+            at: now,
+            logprob,
+            top,
+        });
+    }
+    let computed = sequence.computed + sequence.in_step;
+    sequence.scored = (computed < sequence.prompt_len).then_some(scored.max(computed + 1));
+    if !tokens.is_empty() {
+        sequence.sink.send(Event::Prompt(tokens));
+    }
+    Ok(())
+}
 
 /// Appends and sends a sampled token, and those that the grammar leaves no choice about after it; says how the
 /// reply ended if it is complete.

@@ -15,6 +15,10 @@ use crate::{
     stream::EventSink,
 };
 
+/// Tokens of one prompt whose log-probabilities one step tells: each takes a row of logits, 600 kB for the vocabularies
+/// of 2025.
+const SCORED_PER_STEP: usize = 64;
+
 /// A place in the queue, given back when dropped: whatever becomes of a sequence, the count stays right.
 #[derive(Debug)]
 pub(crate) struct QueuePlace(Arc<AtomicUsize>);
@@ -43,6 +47,8 @@ pub(crate) struct Running {
     pub(super) place: Option<QueuePlace>,
     pub(super) history: Option<TokenHistory>,
     pub(super) grammar: Option<Constraint>,
+    /// While the prompt's log-probabilities are told: its tokens that they are told of, the first one included.
+    pub(super) scored: Option<usize>,
     sampling: SamplingParams,
     max_tokens: usize,
     top_logprobs: Option<usize>,
@@ -97,6 +103,7 @@ impl Running {
             place: Some(place),
             history,
             grammar: sequence.grammar.map(Constraint::new),
+            scored: (sequence.prompt_logprobs && sequence.resumed == 0).then_some(1),
             sampling: sequence.sampling,
             max_tokens: sequence.max_tokens.clamp(1, context_length - prompt_len),
             top_logprobs: sequence.top_logprobs,
@@ -132,6 +139,7 @@ impl Running {
             index: self.generated() as u64,
             history: self.history.as_ref(),
             top_logprobs: self.top_logprobs,
+            follows: None,
             stop_token_ids: &self.stop_token_ids,
             grammar: self.grammar.as_ref(),
         }
@@ -144,6 +152,36 @@ impl Running {
             id,
             logprob: self.top_logprobs.map(|_| 0.0),
             top: vec![(id, 0.0); alternatives],
+        }
+    }
+
+    /// How to treat the rows of the step under way: what follows in the prompt is scored, then a token is sampled.
+    pub(super) fn sample_requests(&self) -> impl Iterator<Item = SampleRequest<'_>> {
+        let rows = match (self.scored, self.samples_next()) {
+            (Some(_), _) => self.in_step,
+            (None, samples) => usize::from(samples),
+        };
+        let end = self.computed + self.in_step;
+        (end - rows..end).map(|position| SampleRequest {
+            follows: self.tokens.get(position + 1).copied(),
+            ..self.sample_request()
+        })
+    }
+
+    /// The tokens whose KV may come from the cache: those in front of the first one whose logits are wanted. (The tree
+    /// itself leaves out the last.)
+    pub(super) fn matchable(&self) -> &[u32] {
+        &self.tokens[..self.scored.unwrap_or(self.tokens.len())]
+    }
+
+    /// Tokens that the next step may compute.
+    pub(super) fn step_limit(&self) -> usize {
+        let left = self.tokens.len() - self.computed;
+        match self.scored {
+            // The scores of a chunk and the first token are two events, neither of which may be held back.
+            Some(_) if self.sink.room() < 2 => 0,
+            Some(_) => left.min(SCORED_PER_STEP),
+            None => left,
         }
     }
 

@@ -11,6 +11,7 @@ use crate::{
 };
 
 mod constrained;
+mod scoring;
 
 /// A scheduler with a runner, one step at a time; every step ends with a check of the cache.
 struct Bench {
@@ -570,7 +571,8 @@ proptest! {
                         None => reply(&prompt, most),
                         Some(grammar) => constrained_reply(&prompt, most, grammar.clone()),
                     });
-                    let one = crate::Sequence { namespace, grammar, ..sequence(&prompt, max_tokens) };
+                    let prompt_logprobs = prompt.len() % 3 == 0;
+                    let one = crate::Sequence { namespace, grammar, prompt_logprobs, ..sequence(&prompt, max_tokens) };
                     streams.push(bench.submit(one));
                     heard.push(Heard::default());
                 }
