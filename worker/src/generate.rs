@@ -221,14 +221,23 @@ fn compose(
         let text = served.prompt_text(&prompt);
         match logprobs {
             // Its tokens come back as the engine tells of them.
-            true if generation.resume.is_none() => reply.echo(&[], &text),
-            _ => reply.echo(&prompt.ids, &text),
+            true => reply.echo(&[], &text),
+            false => reply.echo(&prompt.ids, &text),
         }
     }
     let resumed = match &generation.resume {
-        Some(resume) => resume_reply(&mut reply, resume, generation.echo.then_some(&prompt.ids))?,
+        Some(resume) => resume_reply(
+            &mut reply,
+            resume,
+            generation.echo.then_some(&prompt.ids),
+            logprobs,
+        )?,
         None => &[],
     };
+    let prompt_told = generation
+        .resume
+        .as_ref()
+        .map_or(0, |resume| resume.token_ids.len());
     let rest = served
         .engine
         .context_length()
@@ -244,7 +253,7 @@ fn compose(
         deadline,
         namespace: 0,
         grammar: None,
-        prompt_logprobs: generation.echo && logprobs,
+        prompt_logprobs: (generation.echo && logprobs).then_some(prompt_told),
     };
     Ok((reply, sequence))
 }
@@ -254,14 +263,18 @@ fn resume_reply<'r>(
     reply: &mut Reply,
     resume: &'r v1::Resume,
     echoed: Option<&Vec<u32>>,
+    logprobs: bool,
 ) -> Result<&'r [u32], Violation> {
     let echoed = echoed.map_or(&[][..], Vec::as_slice);
-    let tokens = resume.token_ids.strip_prefix(echoed).ok_or_else(|| {
-        Violation::new(
-            "resume.token_ids",
-            "does not begin with the prompt, which is echoed",
-        )
-    })?;
+    let tokens = match resume.token_ids.strip_prefix(echoed) {
+        Some(tokens) => tokens,
+        // Of a prompt that comes with log-probabilities the client may have a part.
+        None if logprobs && echoed.starts_with(&resume.token_ids) => &[],
+        None => {
+            let description = "does not begin with the prompt, which is echoed";
+            return Err(Violation::new("resume.token_ids", description));
+        }
+    };
     reply
         .resume(tokens, resume.text_offset)
         .map_err(|error| match error {

@@ -110,7 +110,7 @@ fn run(engine: &Engine, round: usize, grammar: Option<Matcher>) -> Result<Pace, 
             deadline: None,
             namespace: 0,
             resumed: 0,
-            prompt_logprobs: false,
+            prompt_logprobs: None,
             grammar: grammar.clone(),
         })?);
     }

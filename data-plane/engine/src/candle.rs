@@ -191,7 +191,7 @@ mod tests {
         let begun = Heard::all(&mut engine.submit(greedy(&prompt(0))).unwrap());
         let whole = [prompt(0), begun.tokens.clone()].concat();
         let scoring = Sequence {
-            prompt_logprobs: true,
+            prompt_logprobs: Some(0),
             max_tokens: 1,
             ..greedy(&whole)
         };

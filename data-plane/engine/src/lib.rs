@@ -20,7 +20,7 @@
 //!     deadline: None,
 //!     namespace: 0,
 //!     resumed: 0,
-//!     prompt_logprobs: false,
+//!     prompt_logprobs: None,
 //!     grammar: None,
 //! })?;
 //! let mut tokens = 0;
@@ -79,9 +79,10 @@ pub struct Sequence {
     /// What the reply must satisfy, behind what is resumed; its vocabulary is the model's. Tokens that it leaves no
     /// choice about are taken without sampling, and the reply ends where it ends.
     pub grammar: Option<Matcher>,
-    /// The prompt's tokens are told first, each with its log-probability (none for the first) and the alternatives
-    /// that `top_logprobs` asks for. Its KV is then computed whatever the cache has. Not for a reply that is resumed.
-    pub prompt_logprobs: bool,
+    /// The prompt's tokens from this index on are told first, each with its log-probability (none for the very first)
+    /// and the alternatives that `top_logprobs` asks for. Their KV is then computed whatever the cache has. Not for a
+    /// reply that is resumed.
+    pub prompt_logprobs: Option<usize>,
 }
 
 impl Sequence {

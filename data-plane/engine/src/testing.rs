@@ -193,7 +193,7 @@ pub(crate) fn sequence(prompt: &[u32], max_tokens: usize) -> Sequence {
         namespace: 0,
         resumed: 0,
         grammar: None,
-        prompt_logprobs: false,
+        prompt_logprobs: None,
     }
 }
 

@@ -106,7 +106,7 @@ async fn warm(served: &Arc<Served>, prefix: String) -> Result<(), String> {
         namespace: 0,
         resumed: 0,
         grammar: None,
-        prompt_logprobs: false,
+        prompt_logprobs: None,
     };
     let mut tokens = served.engine.submit(sequence).map_err(|error| chain(&error))?;
     loop {

@@ -155,7 +155,9 @@ async fn an_echoed_prompt_has_log_probabilities_cached_or_not() {
             top_logprobs: Some(1),
             ..prompt(&text, tokens(3))
         };
-        let reply = generate(&mut running.client, with(request, &[])).await.unwrap();
+        let reply = generate(&mut running.client, with(request.clone(), &[]))
+            .await
+            .unwrap();
         let logprobs: Vec<_> = reply.chunks.iter().flat_map(|chunk| &chunk.logprobs).collect();
         let prompt_tokens = reply.usage().prompt_tokens as usize;
         assert!(reply.text().starts_with(&text));
@@ -177,6 +179,24 @@ async fn an_echoed_prompt_has_log_probabilities_cached_or_not() {
         if let Some(cold) = &told {
             assert_eq!(cold, &prompt);
         }
+        // Another worker that goes on in the middle of the prompt tells the rest of it, and no text twice.
+        let resume = v1::Resume {
+            token_ids: reply.ids()[..30].to_vec(),
+            text_offset: text.len() as u64,
+        };
+        let request = v1::GenerateRequest {
+            resume: Some(resume),
+            ..request
+        };
+        let rest = generate(&mut running.client, with(request, &[])).await.unwrap();
+        assert_eq!(rest.ids()[..prompt_tokens - 30], reply.ids()[30..prompt_tokens]);
+        let again = rest.chunks.iter().flat_map(|chunk| &chunk.logprobs);
+        let again: Vec<f32> = again
+            .take(prompt_tokens - 30)
+            .map(|token| token.logprob)
+            .collect();
+        assert_eq!(again, prompt[29..]);
+        assert!(!rest.text().contains(&text));
         told = Some(prompt);
         assert_eq!(reply.usage().cached_tokens, 0);
     }

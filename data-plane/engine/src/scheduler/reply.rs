@@ -20,15 +20,15 @@ pub(super) fn score(
     let count = sequence.in_step - usize::from(sequence.samples_next());
     // All of them, whatever they are: what follows is another sequence's.
     let taken: Vec<_> = rows.take(count).collect();
-    let first = (scored == 1 && sequence.computed == 0).then(|| Token {
+    let first = (scored == 0).then(|| Token {
         id: sequence.tokens[0],
         at: now,
         logprob: None,
         top: Vec::new(),
     });
     let mut tokens: Vec<Token> = first.into_iter().collect();
-    // After a retraction some are told already.
-    let told = scored - 1 - sequence.computed.min(scored - 1);
+    // After a retraction some are told already; row 0 tells of token 1.
+    let told = scored.saturating_sub(1 + sequence.computed);
     for token in taken.into_iter().skip(told) {
         let SampledToken { id, logprob, top } = token?;
         tokens.push(Token {

@@ -47,7 +47,7 @@ pub(crate) struct Running {
     pub(super) place: Option<QueuePlace>,
     pub(super) history: Option<TokenHistory>,
     pub(super) grammar: Option<Constraint>,
-    /// While the prompt's log-probabilities are told: its tokens that they are told of, the first one included.
+    /// While the prompt's log-probabilities are told: how many of its tokens are.
     pub(super) scored: Option<usize>,
     sampling: SamplingParams,
     max_tokens: usize,
@@ -103,7 +103,9 @@ impl Running {
             place: Some(place),
             history,
             grammar: sequence.grammar.map(Constraint::new),
-            scored: (sequence.prompt_logprobs && sequence.resumed == 0).then_some(1),
+            scored: sequence
+                .prompt_logprobs
+                .filter(|&told| sequence.resumed == 0 && told < prompt_len),
             sampling: sequence.sampling,
             max_tokens: sequence.max_tokens.clamp(1, context_length - prompt_len),
             top_logprobs: sequence.top_logprobs,
@@ -171,7 +173,7 @@ impl Running {
     /// The tokens whose KV may come from the cache: those in front of the first one whose logits are wanted. (The tree
     /// itself leaves out the last.)
     pub(super) fn matchable(&self) -> &[u32] {
-        &self.tokens[..self.scored.unwrap_or(self.tokens.len())]
+        &self.tokens[..self.scored.unwrap_or(self.tokens.len()).max(1)]
     }
 
     /// Tokens that the next step may compute.

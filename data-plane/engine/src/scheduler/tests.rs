@@ -571,7 +571,7 @@ proptest! {
                         None => reply(&prompt, most),
                         Some(grammar) => constrained_reply(&prompt, most, grammar.clone()),
                     });
-                    let prompt_logprobs = prompt.len() % 3 == 0;
+                    let prompt_logprobs = (prompt.len() % 3 == 0).then_some(0);
                     let one = crate::Sequence { namespace, grammar, prompt_logprobs, ..sequence(&prompt, max_tokens) };
                     streams.push(bench.submit(one));
                     heard.push(Heard::default());

@@ -4,7 +4,7 @@ use super::*;
 
 fn scoring(prompt: &[u32], max_tokens: usize) -> crate::Sequence {
     crate::Sequence {
-        prompt_logprobs: true,
+        prompt_logprobs: Some(0),
         ..sequence(prompt, max_tokens)
     }
 }
@@ -36,6 +36,22 @@ fn a_prompt_is_told_before_its_reply_whatever_is_cached_and_however_it_is_chunke
                 assert_eq!(heard[0].cached_tokens, 0);
             }
         }
+    }
+}
+
+#[test]
+fn a_prompt_that_was_told_in_part_is_told_from_there() {
+    let mut bench = Bench::new(config(160, 4));
+    let prompt = prompt(1, 100);
+    for told in [0, 1, 2, 63, 64, 99, 100] {
+        let rest = crate::Sequence {
+            prompt_logprobs: Some(told),
+            ..sequence(&prompt, 5)
+        };
+        let mut streams = [bench.submit(rest)];
+        let heard = bench.finish(&mut streams).remove(0);
+        assert_eq!(heard.prompt, scores(&prompt)[told..], "{told} were told");
+        assert_eq!(heard.tokens, reply(&prompt, 5));
     }
 }
 
