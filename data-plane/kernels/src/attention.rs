@@ -5,12 +5,15 @@
 //! tile, so that each key is read once for all of them. A row's sums are taken in the same order whatever tile it is
 //! in, so a token's output does not depend on how the prompt was cut into chunks.
 //!
+//! With a sliding window, blocks that no row of a tile sees are skipped, and positions before the first row's window
+//! are never read: their pages may hold anything.
+//!
 //! A bf16 cache on a machine with AMX goes through tiles; see [`amx`].
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
 
-use std::cell::RefCell;
+use std::{cell::RefCell, iter::StepBy, ops::Range};
 
 use crate::{
     Cpu,
@@ -47,6 +50,8 @@ pub struct Attention<'a> {
     pub cache: CacheShape,
     /// Factor of the scores.
     pub scale: f32,
+    /// Positions that a token sees, its own included and at least 1; `None`: all up to its own.
+    pub window: Option<usize>,
     /// The sequences.
     pub sequences: &'a [AttentionSequence<'a>],
 }
@@ -108,6 +113,7 @@ pub fn attention<T: CacheElement>(cpu: Cpu, y: &mut [f32], qkv: &[f32], cache: &
         call.cache.kv_heads == kv_heads && call.cache.head_dim == head_dim,
         "the cache is this model's"
     );
+    assert!(call.window != Some(0), "a token sees itself");
     let mut covered = 0;
     for sequence in call.sequences {
         // In order and apart, so that no two tiles write one row.
@@ -148,7 +154,7 @@ pub fn attention<T: CacheElement>(cpu: Cpu, y: &mut [f32], qkv: &[f32], cache: &
     let work: usize = call
         .sequences
         .iter()
-        .map(|s| s.query_len * s.context_len)
+        .map(|s| s.query_len * s.context_len.min(call.window.unwrap_or(usize::MAX)))
         .sum::<usize>()
         * heads
         * head_dim;
@@ -208,13 +214,14 @@ fn attend_tile<T: CacheElement>(
             largest: [f32::NEG_INFINITY; TILE_ROWS],
             total: [0.0; TILE_ROWS],
         };
-        let limit = tile.limit(tile.count - 1, call);
-        for start in (0..limit).step_by(BLOCK) {
-            let count = BLOCK.min(limit - start);
-            load_block(keys, values, padded, tile, start, count, cache, call);
-            let mut limits = [0; TILE_ROWS];
-            for (row, limit) in limits.iter_mut().enumerate().take(tile.count) {
-                *limit = tile.limit(row, call).saturating_sub(start).min(BLOCK);
+        let seen = tile.seen(call);
+        for start in tile.blocks(call) {
+            let here = seen.start.saturating_sub(start)..BLOCK.min(seen.end - start);
+            let count = here.end;
+            load_block(keys, values, padded, tile, start, here, cache, call);
+            let mut limits = [(0, 0); TILE_ROWS];
+            for (row, limits) in limits.iter_mut().enumerate().take(tile.count) {
+                *limits = tile.seen_in_block(row, start, call);
             }
             let block = Block {
                 queries,
@@ -252,10 +259,35 @@ impl Tile<'_> {
         )
     }
 
-    /// Positions that a row of the tile may see.
+    /// The end of what a row of the tile sees: one past its own position.
     fn limit(&self, row: usize, call: &Attention<'_>) -> usize {
         let group = call.qkv.heads / call.qkv.kv_heads;
         self.sequence.context_len - self.sequence.query_len + (self.first + row) / group + 1
+    }
+
+    /// The first position that a row of the tile sees.
+    fn first_seen(&self, row: usize, call: &Attention<'_>) -> usize {
+        self.limit(row, call)
+            .saturating_sub(call.window.unwrap_or(usize::MAX))
+    }
+
+    /// Positions that at least one row sees. Rows are in the order of their positions.
+    fn seen(&self, call: &Attention<'_>) -> Range<usize> {
+        self.first_seen(0, call)..self.limit(self.count - 1, call)
+    }
+
+    /// Starts of the blocks that at least one row sees.
+    fn blocks(&self, call: &Attention<'_>) -> StepBy<Range<usize>> {
+        let seen = self.seen(call);
+        (seen.start / BLOCK * BLOCK..seen.end).step_by(BLOCK)
+    }
+
+    /// Which positions of the block from `start` on a row sees: from the first up to the second, none where they are
+    /// equal.
+    fn seen_in_block(&self, row: usize, start: usize, call: &Attention<'_>) -> (usize, usize) {
+        let until = self.limit(row, call).saturating_sub(start).min(BLOCK);
+        let from = self.first_seen(row, call).saturating_sub(start).min(until);
+        (from, until)
     }
 }
 
@@ -270,7 +302,8 @@ fn load_queries(queries: &mut [f32], tile: &Tile<'_>, qkv: &[f32], call: &Attent
     }
 }
 
-/// Gathers `count` positions from `start` on, as f32. Keys beyond are zero, so that stale pages cannot matter.
+/// Gathers the positions `here` of the block from `start` on, as f32. What lies around them is zero, so that stale
+/// pages cannot matter; values beyond them are not read.
 #[allow(clippy::too_many_arguments, reason = "two outputs and where they come from")]
 fn load_block<T: CacheElement>(
     keys: &mut [f32],
@@ -278,7 +311,7 @@ fn load_block<T: CacheElement>(
     padded: usize,
     tile: &Tile<'_>,
     start: usize,
-    count: usize,
+    here: Range<usize>,
     cache: &[T],
     call: &Attention<'_>,
 ) {
@@ -286,13 +319,14 @@ fn load_block<T: CacheElement>(
         page_size, head_dim, ..
     } = call.cache;
     let (cached_keys, cached_values) = cache.split_at(call.cache.half());
-    if count < BLOCK {
+    if here.len() < BLOCK {
         keys.fill(0.0);
+        values[..here.start * padded].fill(0.0);
     }
-    let mut at = 0;
-    while at < count {
+    let mut at = here.start;
+    while at < here.end {
         let (page, offset) = ((start + at) / page_size, (start + at) % page_size);
-        let len = (page_size - offset).min(count - at);
+        let len = (page_size - offset).min(here.end - at);
         let head = call
             .cache
             .head_start(tile.sequence.pages[page] as usize, tile.kv_head);
@@ -325,10 +359,10 @@ struct Block<'a> {
     values: &'a [f32],
     head_dim: usize,
     padded: usize,
-    /// Positions that at least one row sees.
+    /// One past the last position that at least one row sees.
     count: usize,
-    /// Positions that each row sees; as many as there are rows.
-    limits: &'a [usize],
+    /// Where what each row sees begins and ends; as many as there are rows.
+    limits: &'a [(usize, usize)],
 }
 
 /// Running maximum and sum of each row.
@@ -428,7 +462,13 @@ unsafe fn soften_row<L: Lanes>(
     row: usize,
 ) {
     let scores = &mut scores[row * BLOCK..][..BLOCK];
-    scores[block.limits[row]..].fill(f32::NEG_INFINITY);
+    let (from, until) = block.limits[row];
+    if from == until {
+        // Without a score there is no maximum to measure against.
+        return scores.fill(0.0);
+    }
+    scores[..from].fill(f32::NEG_INFINITY);
+    scores[until..].fill(f32::NEG_INFINITY);
     // SAFETY: a row of scores is 64 long, a row of sums a multiple of 16.
     unsafe {
         let mut lanes = L::load(scores.as_ptr());

@@ -88,12 +88,11 @@ pub(super) unsafe fn attend_tile(
         // SAFETY: the buffers have the sizes that the layouts above take.
         unsafe {
             load_queries(&mut scratch.queries, tile, qkv, call);
-            let limit = tile.limit(tile.count - 1, call);
-            for start in (0..limit).step_by(BLOCK) {
-                load_keys(&mut scratch.keys, tile, start, limit, cache, call);
-                load_values(&mut scratch.values, tile, start, limit, cache, call);
+            for (block, start) in tile.blocks(call).enumerate() {
+                load_keys(&mut scratch.keys, tile, start, cache, call);
+                load_values(&mut scratch.values, tile, start, cache, call);
                 for group in 0..groups {
-                    attend_group(scratch, tile, start, group, call);
+                    attend_group(scratch, tile, start, block == 0, group, call);
                 }
             }
             write(scratch, tile, y, call);
@@ -161,26 +160,19 @@ unsafe fn interleave(first: *const bf16, second: *const bf16, to: *mut u16) {
     }
 }
 
-/// Lays out the keys of a block. Those beyond what the pages hold are zero; those that no row sees may be anything,
-/// since their scores are masked.
+/// Lays out the keys of a block. Sixteens that no row sees are zero and are not read; other keys that no row sees may
+/// be anything, since their scores are masked.
 ///
 /// # Safety
 /// AVX-512 BW; `to` is `[64][head_dim]` large.
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn load_keys(
-    to: &mut [u16],
-    tile: &Tile<'_>,
-    start: usize,
-    limit: usize,
-    cache: &[bf16],
-    call: &Attention<'_>,
-) {
-    let (shape, head_dim) = (&call.cache, call.qkv.head_dim);
+unsafe fn load_keys(to: &mut [u16], tile: &Tile<'_>, start: usize, cache: &[bf16], call: &Attention<'_>) {
+    let (shape, head_dim, seen) = (&call.cache, call.qkv.head_dim, tile.seen(call));
     for sixteen in 0..BLOCK / 16 {
         let position = start + sixteen * 16;
         let to = &mut to[sixteen / 2 * 2 * 16 * head_dim..][..2 * 16 * head_dim];
         let tiles = to.chunks_exact_mut(TILE).skip(sixteen % 2).step_by(2);
-        if position >= limit {
+        if position >= seen.end || position + 16 <= seen.start {
             tiles.for_each(|tile| tile.fill(0));
             continue;
         }
@@ -201,24 +193,17 @@ unsafe fn load_keys(
     }
 }
 
-/// Lays out the values of a block; those from `limit` on are zero, so that stale pages cannot matter.
+/// Lays out the values of a block; those that no row sees are zero, so that stale pages cannot matter.
 ///
 /// # Safety
 /// As [`load_keys`].
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn load_values(
-    to: &mut [u16],
-    tile: &Tile<'_>,
-    start: usize,
-    limit: usize,
-    cache: &[bf16],
-    call: &Attention<'_>,
-) {
+unsafe fn load_values(to: &mut [u16], tile: &Tile<'_>, start: usize, cache: &[bf16], call: &Attention<'_>) {
     const NOTHING: [bf16; 16] = [bf16::ZERO; 16];
-    let (shape, head_dim) = (&call.cache, call.qkv.head_dim);
+    let (shape, head_dim, seen) = (&call.cache, call.qkv.head_dim, tile.seen(call));
     let cached = &cache[shape.half()..];
     let row = |position: usize| {
-        if position >= limit {
+        if !seen.contains(&position) {
             return None;
         }
         let (page, offset) = (position / shape.page_size, position % shape.page_size);
@@ -240,7 +225,7 @@ unsafe fn load_values(
     }
 }
 
-/// One group of 32 rows and one block.
+/// One group of 32 rows and one block; the tile's first block begins the sums.
 ///
 /// # Safety
 /// The machine has AVX-512 with BF16 and tiles, which are configured; the scratch is as its layouts say.
@@ -248,6 +233,7 @@ unsafe fn attend_group(
     scratch: &mut Scratch,
     tile: &Tile<'_>,
     start: usize,
+    first: bool,
     group: usize,
     call: &Attention<'_>,
 ) {
@@ -270,7 +256,7 @@ unsafe fn attend_group(
                 true,
             );
         }
-        soften(scratch, tile, start, group, rows, call);
+        soften(scratch, tile, start, first, group, rows, call);
         for (block, values) in scratch.values[..BLOCK * head_dim]
             .chunks_exact(BLOCK * K)
             .enumerate()
@@ -282,7 +268,7 @@ unsafe fn attend_group(
                 scratch.powers.as_ptr().cast(),
                 values.as_ptr().cast(),
                 sums.as_mut_ptr(),
-                start == 0,
+                first,
             );
         }
     }
@@ -298,6 +284,7 @@ unsafe fn soften(
     scratch: &mut Scratch,
     tile: &Tile<'_>,
     start: usize,
+    first: bool,
     group: usize,
     rows: usize,
     call: &Attention<'_>,
@@ -305,10 +292,14 @@ unsafe fn soften(
     const WIDTH: usize = BLOCK / LANES;
     let blocks = call.qkv.head_dim / K;
     for row in 0..rows {
-        let seen = tile
-            .limit(group * ROWS + row, call)
-            .saturating_sub(start)
-            .min(BLOCK);
+        let (from, until) = tile.seen_in_block(group * ROWS + row, start, call);
+        if from == until {
+            // Without a score there is no maximum to measure against.
+            for block in 0..POSITION_BLOCKS {
+                scratch.powers[(block * 2 + row / 16) * TILE + row % 16 * K..][..K].fill(0);
+            }
+            continue;
+        }
         // SAFETY: 16 scores at each place, 32 powers at each place; lanes are enabled here.
         unsafe {
             let mut lanes = [Avx512::splat(0.0); WIDTH];
@@ -316,10 +307,11 @@ unsafe fn soften(
             for (at, lanes) in lanes.iter_mut().enumerate() {
                 let place = at / 2 * SUMS + row / 16 * 2 * 256 + at % 2 * 256 + row % 16 * 16;
                 let scores = scratch.scores[place..][..LANES].as_mut_ptr();
-                if seen < (at + 1) * LANES {
-                    let masked = seen.saturating_sub(at * LANES);
-                    std::slice::from_raw_parts_mut(scores.add(masked), LANES - masked)
-                        .fill(f32::NEG_INFINITY);
+                if from > at * LANES || until < (at + 1) * LANES {
+                    let scores = std::slice::from_raw_parts_mut(scores, LANES);
+                    let place = |position: usize| position.saturating_sub(at * LANES).min(LANES);
+                    scores[..place(from)].fill(f32::NEG_INFINITY);
+                    scores[place(until)..].fill(f32::NEG_INFINITY);
                 }
                 *lanes = Avx512::load(scores).mul(Avx512::splat(call.scale));
                 largest = largest.max(*lanes);
@@ -346,7 +338,7 @@ unsafe fn soften(
                 let to = &mut scratch.powers[(block * 2 + row / 16) * TILE + row % 16 * K..][..K];
                 _mm512_storeu_si512(to.as_mut_ptr().cast(), rounded);
             }
-            if now > *before && start > 0 {
+            if now > *before && !first {
                 let mut factor = [0.0; LANES];
                 let factors = Avx512::splat(*before - now).exp();
                 factors.store(factor.as_mut_ptr());

@@ -13,10 +13,17 @@ struct Case {
     /// (rows, context) of each sequence.
     lengths: Vec<(usize, usize)>,
     pages: Vec<Vec<u32>>,
+    window: Option<usize>,
 }
 
 impl Case {
-    fn new(qkv: QkvShape, page_size: usize, lengths: &[(usize, usize)], seed: u64) -> Self {
+    fn new(
+        qkv: QkvShape,
+        page_size: usize,
+        lengths: &[(usize, usize)],
+        window: Option<usize>,
+        seed: u64,
+    ) -> Self {
         let mut next_page = 0;
         let pages: Vec<Vec<u32>> = lengths
             .iter()
@@ -35,7 +42,7 @@ impl Case {
         };
         let rows = lengths.iter().map(|&(rows, _)| rows).sum::<usize>();
         let rows = reference::noise(seed, rows * qkv.width());
-        // What lies beyond the contexts is not a number: it must not matter.
+        // What lies beyond the contexts and before all windows is not a number: it must not matter.
         let mut case = Self {
             qkv,
             cache_shape,
@@ -43,11 +50,12 @@ impl Case {
             cache: Vec::new(),
             lengths: lengths.to_vec(),
             pages,
+            window,
         };
         case.cache = vec![f32::NAN; cache_shape.elements()];
         let filled = reference::round_bf16(&reference::noise(seed ^ 1, cache_shape.elements()));
-        for (sequence, &(_, context)) in lengths.iter().enumerate() {
-            for position in 0..context {
+        for (sequence, &(rows, context)) in lengths.iter().enumerate() {
+            for position in first_seen(context - rows, window)..context {
                 for (head, dim) in
                     (0..qkv.kv_heads).flat_map(|head| (0..qkv.head_dim).map(move |dim| (head, dim)))
                 {
@@ -98,6 +106,7 @@ impl Case {
             qkv: self.qkv,
             cache: self.cache_shape,
             scale: 0.7,
+            window: self.window,
             sequences: &sequences,
         };
         let mut y = vec![f32::NAN; query_start * self.qkv.heads * self.qkv.head_dim];
@@ -121,8 +130,9 @@ impl Case {
             for query in 0..query_len {
                 for head in 0..heads {
                     let kv_head = head / (heads / kv_heads);
+                    let own = context_len - query_len + query;
                     let gather = |half: usize| -> Vec<Vec<f32>> {
-                        (0..context_len - query_len + query + 1)
+                        (first_seen(own, self.window)..=own)
                             .map(|position| {
                                 (0..head_dim)
                                     .map(|dim| {
@@ -142,6 +152,20 @@ impl Case {
     }
 }
 
+/// The first position that the token at `own` sees.
+fn first_seen(own: usize, window: Option<usize>) -> usize {
+    window.map_or(0, |window| (own + 1).saturating_sub(window))
+}
+
+/// No window, one shorter than a block, and one that spans several.
+fn windows() -> impl Strategy<Value = Option<usize>> {
+    prop_oneof![
+        Just(None),
+        (1..40_usize).prop_map(Some),
+        (40..180_usize).prop_map(Some)
+    ]
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
 
@@ -149,11 +173,11 @@ proptest! {
     fn tiles_agree_with_the_reference_on_rounded_queries(
         kv_heads in 1..3_usize, group in 1..8_usize, half_dim in prop::sample::select(vec![16_usize, 32, 48, 64]),
         page_size in prop::sample::select(vec![16_usize, 32, 64]),
-        lengths in prop::collection::vec((1..60_usize, 0..200_usize), 1..4), seed: u64,
+        lengths in prop::collection::vec((1..60_usize, 0..200_usize), 1..4), window in windows(), seed: u64,
     ) {
         let qkv = QkvShape { heads: kv_heads * group, kv_heads, head_dim: half_dim * 2 };
         let lengths: Vec<_> = lengths.into_iter().map(|(rows, cached)| (rows, rows + cached)).collect();
-        let mut case = Case::new(qkv, page_size, &lengths, seed);
+        let mut case = Case::new(qkv, page_size, &lengths, window, seed);
         case.rows = reference::round_bf16(&case.rows);
         let expected = case.expected();
         for isa in Isa::available() {
@@ -166,11 +190,11 @@ proptest! {
     fn attention_agrees_with_the_reference(
         kv_heads in 1..3_usize, group in 1..8_usize, half_dim in 1..40_usize,
         page_size in prop::sample::select(vec![1_usize, 3, 16, 64]),
-        lengths in prop::collection::vec((1..40_usize, 0..150_usize), 1..4), seed: u64,
+        lengths in prop::collection::vec((1..40_usize, 0..150_usize), 1..4), window in windows(), seed: u64,
     ) {
         let qkv = QkvShape { heads: kv_heads * group, kv_heads, head_dim: half_dim * 2 };
         let lengths: Vec<_> = lengths.into_iter().map(|(rows, cached)| (rows, rows + cached)).collect();
-        let case = Case::new(qkv, page_size, &lengths, seed);
+        let case = Case::new(qkv, page_size, &lengths, window, seed);
         let expected = case.expected();
         for isa in Isa::available() {
             let cpu = Cpu { isa, pool: Pool::process() };
@@ -183,10 +207,10 @@ proptest! {
 
     #[test]
     fn a_token_does_not_depend_on_its_chunk_nor_on_its_batch(
-        group in 1..5_usize, rows in 2..80_usize, cached in 0..150_usize, bf16_cache: bool, seed: u64,
+        group in 1..5_usize, rows in 2..80_usize, cached in 0..150_usize, bf16_cache: bool, window in windows(), seed: u64,
     ) {
         let qkv = QkvShape { heads: 2 * group, kv_heads: 2, head_dim: 32 };
-        let case = Case::new(qkv, 16, &[(rows, rows + cached), (1, 70)], seed);
+        let case = Case::new(qkv, 16, &[(rows, rows + cached), (1, 70)], window, seed);
         for isa in Isa::available() {
             let cpu = Cpu { isa, pool: Pool::process() };
             let whole = case.run(cpu, bf16_cache);
