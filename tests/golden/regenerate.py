@@ -2,9 +2,9 @@
 """Makes the golden checkpoints and what transformers says about them.
 
     python3 -m venv /tmp/golden && /tmp/golden/bin/pip install torch transformers safetensors
-    /tmp/golden/bin/python tests/golden/regenerate.py
+    /tmp/golden/bin/python tests/golden/regenerate.py [name...]
 
-For each family it writes tests/golden/<name>/: a random checkpoint of a few thousand weights (bf16, seeded) in the
+For each family, or for those named, it writes tests/golden/<name>/: a random checkpoint of a few thousand weights (bf16, seeded) in the
 Hugging Face layout, and golden.json with, for each prompt, the float32 logits of its last position and the ids of
 greedy decoding, computed on the CPU with the weights widened to float32 and plain ("eager") attention. Where two
 ids are nearly as likely, an implementation that is right may choose the other one, so the script refuses prompts
@@ -12,10 +12,11 @@ that come to such a step.
 """
 import json
 import pathlib
+import sys
 
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 HERE = pathlib.Path(__file__).parent
 NEW_TOKENS = 12
@@ -39,6 +40,22 @@ FAMILIES = {
     "qwen3": Qwen3Config(
         **COMMON, head_dim=16, rms_norm_eps=1e-6, tie_word_embeddings=True, use_sliding_window=False,
         rope_parameters=dict(rope_type="default", rope_theta=1000000.0)),
+    # Shorter than a page's and a block's prompts, and no divisor of either.
+    "mistral": MistralConfig(
+        **COMMON, head_dim=8, rms_norm_eps=1e-5, sliding_window=23,
+        rope_parameters=dict(rope_type="default", rope_theta=10000.0)),
+    # One layer that sees everything, one with a window.
+    "qwen2-window": Qwen2Config(
+        **COMMON, rms_norm_eps=1e-6, tie_word_embeddings=True, use_sliding_window=True, sliding_window=40,
+        max_window_layers=1, rope_parameters=dict(rope_type="default", rope_theta=1000000.0)),
+    "qwen3-yarn": Qwen3Config(
+        **COMMON, head_dim=16, rms_norm_eps=1e-6, tie_word_embeddings=True, use_sliding_window=False,
+        rope_parameters=dict(
+            rope_type="yarn", rope_theta=10000.0, factor=4.0, beta_fast=8.0, original_max_position_embeddings=64)),
+    # Its longer prompts go beyond the 64 positions.
+    "llama-dynamic": LlamaConfig(
+        **COMMON | dict(max_position_embeddings=64), head_dim=8, rms_norm_eps=1e-5, tie_word_embeddings=True,
+        rope_parameters=dict(rope_type="dynamic", rope_theta=10000.0, factor=2.0)),
 }
 
 
@@ -61,11 +78,23 @@ def prompt(length, generator):
     return torch.randint(3, COMMON["vocab_size"], (length,), generator=generator).tolist()
 
 
+def last_logits(model, ids):
+    """Logits of the last position."""
+    if model.config.rope_parameters["rope_type"] != "dynamic":
+        return model(torch.tensor([ids]), use_cache=False).logits[0, -1]
+    # Frequencies follow the length so far, and keys that are cached stay as they are: token by token, then. The
+    # first tokens go together, since only a step that is shorter than the original context resets the frequencies.
+    out = model(torch.tensor([ids[:32]]), use_cache=True)
+    for at in range(32, len(ids)):
+        out = model(torch.tensor([ids[at:at + 1]]), past_key_values=out.past_key_values, use_cache=True)
+    return out.logits[0, -1]
+
+
 def continue_greedily(model, ids):
     """(logits of the last position, greedy ids), or None where a step is nearly a tie."""
     first, chosen = None, []
     for _ in range(NEW_TOKENS):
-        logits = model(torch.tensor([ids + chosen]), use_cache=False).logits[0, -1]
+        logits = last_logits(model, ids + chosen)
         first = logits if first is None else first
         top = logits.topk(2).values
         if top[0] - top[1] < SMALLEST_MARGIN:
@@ -88,6 +117,8 @@ def cases(model, generator):
 
 def main():
     for seed, (name, config) in enumerate(FAMILIES.items()):
+        if sys.argv[1:] and name not in sys.argv[1:]:
+            continue
         generator = torch.Generator().manual_seed(seed)
         config._attn_implementation = "eager"
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()

@@ -8,39 +8,24 @@ use serde_json::{Map, Value};
 use crate::{Dtype, LoadError};
 
 mod fields;
+mod rope;
+mod window;
 use fields::Fields;
 pub(crate) use fields::read_object;
+use rope::Rope;
+pub use rope::RopeScaling;
 
 /// The decoder families. They are one decoder with switches: see [`ModelConfig`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Architecture {
     /// `LlamaForCausalLM`.
     Llama,
+    /// `MistralForCausalLM`: Llama with a sliding window.
+    Mistral,
     /// `Qwen2ForCausalLM`: Llama with biases on q, k and v.
     Qwen2,
     /// `Qwen3ForCausalLM`: Llama with an RMSNorm over each head of q and k.
     Qwen3,
-}
-
-/// How rotary frequencies are stretched for longer contexts.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum RopeScaling {
-    /// Every frequency divided by `factor`.
-    Linear {
-        /// At least 1.
-        factor: f32,
-    },
-    /// Llama 3: low frequencies divided by `factor`, high ones kept, those between interpolated.
-    Llama3 {
-        /// At least 1.
-        factor: f32,
-        /// Wavelengths above `original_context / low_freq_factor` are stretched in full.
-        low_freq_factor: f32,
-        /// Wavelengths below `original_context / high_freq_factor` are kept.
-        high_freq_factor: f32,
-        /// Context that the model was first trained with.
-        original_context: usize,
-    },
 }
 
 /// What a checkpoint's `config.json` (and `generation_config.json`, for the end ids) says, validated.
@@ -62,7 +47,8 @@ pub struct ModelConfig {
     pub intermediate_size: usize,
     /// Number of token ids.
     pub vocab_size: usize,
-    /// Longest sequence.
+    /// Longest sequence. Where the frequencies are stretched by more than the checkpoint's own number allows for
+    /// ([`RopeScaling::Yarn`], [`RopeScaling::Dynamic`]), as long as they are stretched to.
     pub max_position_embeddings: usize,
     /// Added to the mean square in RMSNorm.
     pub rms_norm_eps: f32,
@@ -70,6 +56,8 @@ pub struct ModelConfig {
     pub rope_theta: f32,
     /// Stretching of the rotary frequencies.
     pub rope_scaling: Option<RopeScaling>,
+    /// Positions that a token sees in each layer, its own included; `None`: all up to its own.
+    pub attention_windows: Vec<Option<usize>>,
     /// Whether the output projection is the embedding.
     pub tie_word_embeddings: bool,
     /// Whether q, k and v have a bias.
@@ -99,8 +87,9 @@ const MAX_CONTEXT: usize = 1 << 28;
 // === impl Architecture ===
 
 impl Architecture {
-    const ALL: [(&'static str, Self); 3] = [
+    const ALL: [(&'static str, Self); 4] = [
         ("LlamaForCausalLM", Self::Llama),
+        ("MistralForCausalLM", Self::Mistral),
         ("Qwen2ForCausalLM", Self::Qwen2),
         ("Qwen3ForCausalLM", Self::Qwen3),
     ];
@@ -159,21 +148,24 @@ impl ModelConfig {
             let problem = format!("is {num_kv_heads}, which does not divide the {num_heads} attention heads");
             return Err(fields.error("num_key_value_heads", problem));
         }
-        let (rope_theta, rope_scaling) = rope(&fields)?;
-        let attention_bias = fields.flag("attention_bias")?.unwrap_or(false);
+        let num_layers = fields.size("num_hidden_layers", MAX_LAYERS)?;
+        let rope = Rope::parse(&fields)?;
+        let says_bias = fields.flag("attention_bias")?.unwrap_or(false);
+        let attention_bias = says_bias && architecture != Architecture::Mistral;
         let mut config = Self {
             architecture,
             hidden_size,
-            num_layers: fields.size("num_hidden_layers", MAX_LAYERS)?,
+            num_layers,
             num_heads,
             num_kv_heads,
             head_dim: head_dim(&fields, hidden_size, num_heads)?,
             intermediate_size: fields.size("intermediate_size", MAX_DIMENSION)?,
             vocab_size: fields.size("vocab_size", MAX_VOCABULARY)?,
-            max_position_embeddings: fields.size("max_position_embeddings", MAX_CONTEXT)?,
+            max_position_embeddings: rope.context,
             rms_norm_eps: fields.positive("rms_norm_eps")?.unwrap_or(1e-6),
-            rope_theta,
-            rope_scaling,
+            rope_theta: rope.theta,
+            rope_scaling: rope.scaling,
+            attention_windows: window::attention_windows(&fields, architecture, num_layers)?,
             tie_word_embeddings: fields.flag("tie_word_embeddings")?.unwrap_or(false),
             qkv_bias: attention_bias || architecture == Architecture::Qwen2,
             output_bias: attention_bias && architecture != Architecture::Qwen2,
@@ -230,9 +222,6 @@ fn check_supported(fields: &Fields<'_>) -> Result<(), LoadError> {
             format!("is {activation}; only \"silu\" is supported"),
         ));
     }
-    if fields.flag("use_sliding_window")? == Some(true) {
-        return Err(fields.error("use_sliding_window", "is true; sliding windows are not supported"));
-    }
     if fields.raw("quantization_config").is_some() {
         return Err(fields.error(
             "quantization_config",
@@ -273,57 +262,5 @@ fn checkpoint_dtype(fields: &Fields<'_>) -> Result<Option<Dtype>, LoadError> {
     Ok(None)
 }
 
-/// Base and scaling, from `rope_theta` and `rope_scaling`, or from `rope_parameters` as transformers 5 writes them.
-fn rope(fields: &Fields<'_>) -> Result<(f32, Option<RopeScaling>), LoadError> {
-    const DEFAULT_THETA: f32 = 10_000.0;
-    let theta = fields.positive("rope_theta")?;
-    for name in ["rope_parameters", "rope_scaling"] {
-        if let Some(nested) = fields.object(name)? {
-            let theta = nested.positive("rope_theta")?.or(theta).unwrap_or(DEFAULT_THETA);
-            return Ok((theta, rope_scaling(&nested)?));
-        }
-    }
-    Ok((theta.unwrap_or(DEFAULT_THETA), None))
-}
-
-fn rope_scaling(fields: &Fields<'_>) -> Result<Option<RopeScaling>, LoadError> {
-    let kind = fields
-        .raw("rope_type")
-        .or_else(|| fields.raw("type"))
-        .map(Value::as_str);
-    let factor = || -> Result<f32, LoadError> {
-        let factor = fields.required_positive("factor")?;
-        if factor < 1.0 {
-            Err(fields.error("factor", format!("is {factor}; it must be at least 1")))
-        } else {
-            Ok(factor)
-        }
-    };
-    match kind {
-        None | Some(Some("default")) => Ok(None),
-        Some(Some("linear")) => Ok(Some(RopeScaling::Linear { factor: factor()? })),
-        Some(Some("llama3")) => {
-            let low_freq_factor = fields.required_positive("low_freq_factor")?;
-            let high_freq_factor = fields.required_positive("high_freq_factor")?;
-            if high_freq_factor <= low_freq_factor {
-                let problem =
-                    format!("is {high_freq_factor}; it must exceed low_freq_factor ({low_freq_factor})");
-                return Err(fields.error("high_freq_factor", problem));
-            }
-            let original_context = fields.size("original_max_position_embeddings", MAX_CONTEXT)?;
-            Ok(Some(RopeScaling::Llama3 {
-                factor: factor()?,
-                low_freq_factor,
-                high_freq_factor,
-                original_context,
-            }))
-        }
-        Some(kind) => {
-            let kind = kind.unwrap_or("not a string");
-            Err(fields.error(
-                "rope_type",
-                format!("is {kind}; supported are default, linear and llama3"),
-            ))
-        }
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -1,4 +1,4 @@
-//! The decoder: Llama, Qwen2 and Qwen3 are one definition with switches (biases, norms of q and k).
+//! The decoder: Llama, Mistral, Qwen2 and Qwen3 are one definition with switches (biases, norms of q and k, windows).
 
 use candle_core::{CpuStorage, DType, Device, Shape, Storage, Tensor};
 use penstock_kernels::{AttentionSequence, CacheShape, Cpu, QkvShape, prefer_huge_pages};
@@ -33,6 +33,8 @@ pub(crate) struct Decoder {
 struct Layer {
     attention_norm: Tensor,
     qkv: ColumnParallel,
+    /// Positions that a token sees; `None`: all up to its own.
+    window: Option<usize>,
     /// `[2, head_dim]`: norms of the heads of q and of k.
     head_norms: Option<Tensor>,
     attention_output: RowParallel,
@@ -175,6 +177,7 @@ impl Decoder {
             rows,
             shape,
             cache: cache_shape,
+            window: layer.window,
             sequences: step.sequences,
         };
         work.attended.inplace_op3(&work.qkv, cache, &attend)?;

@@ -276,6 +276,8 @@ pub(crate) struct Attend<'a> {
     pub(crate) rows: usize,
     pub(crate) shape: QkvShape,
     pub(crate) cache: CacheShape,
+    /// See [`kernels::Attention::window`].
+    pub(crate) window: Option<usize>,
     pub(crate) sequences: &'a [AttentionSequence<'a>],
 }
 
@@ -299,6 +301,7 @@ impl InplaceOp3 for Attend<'_> {
             qkv: self.shape,
             cache: self.cache,
             scale: (self.shape.head_dim as f32).sqrt().recip(),
+            window: self.window,
             sequences: self.sequences,
         };
         match cache {

@@ -53,6 +53,11 @@ impl<'a> Fields<'a> {
         self.object.get(field).filter(|value| !value.is_null())
     }
 
+    /// Whether the field is not there at all, not even as `null`.
+    pub(super) fn is_absent(&self, field: &str) -> bool {
+        !self.object.contains_key(field)
+    }
+
     pub(super) fn object(&self, field: &'static str) -> Result<Option<Fields<'a>>, LoadError> {
         match self.raw(field) {
             None => Ok(None),

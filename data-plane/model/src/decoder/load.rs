@@ -111,6 +111,7 @@ impl<'a> Loader<'a> {
         Ok(Layer {
             attention_norm: self.vector(&name("input_layernorm.weight"), hidden)?,
             qkv: self.columns(hidden, qkv),
+            window: config.attention_windows[index],
             head_norms,
             attention_output: self.rows(q, attention_output),
             mlp_norm: self.vector(&name("post_attention_layernorm.weight"), hidden)?,

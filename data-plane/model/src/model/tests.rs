@@ -9,7 +9,16 @@ use super::*;
 mod broken;
 mod manifest;
 
-const FAMILIES: [&str; 4] = ["llama", "llama-linear", "qwen2", "qwen3"];
+const FAMILIES: [&str; 8] = [
+    "llama",
+    "llama-linear",
+    "llama-dynamic",
+    "mistral",
+    "qwen2",
+    "qwen2-window",
+    "qwen3",
+    "qwen3-yarn",
+];
 const VOCAB: usize = 96;
 
 /// One prompt and what transformers makes of it.

@@ -174,7 +174,7 @@ fn an_unknown_architecture_is_named_with_what_is_supported() {
         dir.path(),
         &[
             "`FalconForCausalLM`",
-            "LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM",
+            "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM",
         ],
     );
 }
@@ -195,6 +195,7 @@ fn wrong_fields_are_named() {
         ("torch_dtype", json!("int8")),
         ("quantization_config", json!({"bits": 4})),
         ("rope_parameters", json!([])),
+        ("partial_rotary_factor", json!(0.5)),
         ("architectures", json!("LlamaForCausalLM")),
     ];
     for (field, value) in wrong {
@@ -203,7 +204,9 @@ fn wrong_fields_are_named() {
         refused(dir.path(), &["config.json", &format!("`{field}`")]);
     }
     let nested = [
-        ("rope_type", json!("yarn")),
+        ("rope_type", json!("longrope")),
+        ("rope_type", json!(3)),
+        ("partial_rotary_factor", json!(0.5)),
         ("factor", json!(0.5)),
         ("high_freq_factor", json!(0.5)),
         ("factor", Value::Null),
