@@ -13,7 +13,7 @@ use tracing::Instrument as _;
 
 use crate::{
     audit::Record,
-    controller::{fence, put_rollout},
+    controller::{GATHER, fence, put_rollout},
     gateways::Gateways,
     leader::{ELECTION_TIMEOUT, Leadership, Speaking},
     now_ms,
@@ -374,7 +374,10 @@ impl AdminService {
                 }
             }
             tokio::select! {
-                changed = changes.changed() => if changed.is_err() { return },
+                changed = changes.changed() => match changed {
+                    Ok(()) => tokio::time::sleep(GATHER).await,
+                    Err(_) => return,
+                },
                 // A gateway is lost by silence alone.
                 () = tokio::time::sleep(LOOK_EVERY) => {}
                 () = statuses.closed() => return,

@@ -27,6 +27,8 @@ use crate::{
 
 /// Liveness changes by silence alone, so somebody has to look.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// What gateways say within this time is looked at together.
+pub(crate) const GATHER: Duration = Duration::from_millis(5);
 /// Counts are written down this often, for whoever leads next.
 const SAVE_EVERY: Duration = Duration::from_secs(5);
 /// Pause after the store did not answer.
@@ -91,8 +93,8 @@ impl Controller {
                     Some(event) => self.world.apply(event),
                     None => return Ok(()),
                 },
-                // Acknowledgements come this way.
-                _ = changes.changed() => {}
+                // Acknowledgements come this way, by the thousand: those of a moment are looked at together.
+                _ = changes.changed() => tokio::time::sleep(GATHER).await,
                 _ = self.leadership.changed() => {}
                 _ = look.tick() => {}
             }

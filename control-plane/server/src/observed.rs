@@ -237,6 +237,16 @@ impl Observed {
 
     /// Takes a point of the charts of a rollout.
     pub(crate) fn point(&self, rollout: &Rollout, now_ms: u64) {
+        let due = |state: &State| {
+            state
+                .charts
+                .get(&rollout.model)
+                .is_none_or(|charts| charts.due(now_ms))
+        };
+        // Adding up what all gateways said is worth it once a second only.
+        if !due(&self.state()) {
+            return;
+        }
         let sides = self.sides(rollout);
         let mut state = self.state();
         let charts = state.charts.entry(rollout.model.clone()).or_default();
@@ -306,7 +316,7 @@ impl State {
             ..v1::RevisionStats::default()
         };
         for stats in self.boots.values().flat_map(|boot| &boot.revisions) {
-            if stats.model == model && key(stats) == *wanted {
+            if stats.model == model && is_of(stats, wanted) {
                 add_stats(&mut total, stats);
             }
         }
@@ -361,6 +371,13 @@ fn trial_key(rollout: &Rollout, revision: &str) -> ObservationKey {
         trial: rollout.trial,
         revision: revision.to_owned(),
     }
+}
+
+/// Whether [`key`] is this one.
+fn is_of(stats: &v1::RevisionStats, wanted: &ObservationKey) -> bool {
+    stats.revision == wanted.revision
+        && stats.rollout_uid == wanted.rollout_uid
+        && (stats.attempt, stats.step) == (wanted.attempt, wanted.trial)
 }
 
 fn key(stats: &v1::RevisionStats) -> ObservationKey {

@@ -26,11 +26,7 @@ pub(super) struct Charts {
 impl Charts {
     /// Takes a point, unless the last one is too new. Sums are those of the present trial: stable, then canary.
     pub(super) fn take(&mut self, rollout: &Rollout, sums: [v1::RevisionStats; 2], now_ms: u64) {
-        if self
-            .points
-            .back()
-            .is_some_and(|point| now_ms < point.at_ms + EVERY_MS)
-        {
+        if !self.due(now_ms) {
             return;
         }
         let trial = (rollout.uid.clone(), rollout.attempt, rollout.trial);
@@ -51,6 +47,13 @@ impl Charts {
             self.points.pop_front();
         }
         self.last = Some((trial, sums));
+    }
+
+    /// Whether it is time for another point.
+    pub(super) fn due(&self, now_ms: u64) -> bool {
+        self.points
+            .back()
+            .is_none_or(|point| now_ms >= point.at_ms + EVERY_MS)
     }
 
     pub(super) fn points(&self) -> Vec<v1::ChartPoint> {
