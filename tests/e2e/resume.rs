@@ -9,7 +9,7 @@ use penstock_tests::{Client, Cluster, chat, connect, demo, get};
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -139,5 +139,48 @@ async fn a_worker_that_is_told_to_end_before_its_streams_have_hands_them_over() 
     }
     cluster.workers[0].process.terminate()?;
     assert_eq!(asking.await??, undisturbed);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_fleet_that_loses_a_worker_every_few_seconds_fails_nobody() -> Result<()> {
+    const CLIENTS: usize = 24;
+    let mut cluster = Cluster::start(None).await?;
+    let models = demo(&["v1"]);
+    let mut arguments = vec!["--runner", "fake", "--pace", "10ms"];
+    arguments.extend(models.iter().map(String::as_str));
+    for _ in 0..3 {
+        cluster.add_worker(&arguments).await?;
+    }
+    cluster.add_gateway().await?;
+    let client = connect(cluster.gateways[0].port).await?;
+    let over = Arc::new(AtomicBool::new(false));
+    let mut load = tokio::task::JoinSet::new();
+    for index in 0..CLIENTS {
+        let (client, over) = (client.clone(), over.clone());
+        load.spawn(async move {
+            let (mut whole, mut replies) = (None, 0);
+            while !over.load(Ordering::SeqCst) {
+                let reply = ask(client.clone(), index, Arc::default()).await?;
+                // The same question has the same answer, whoever began it and whoever ended it.
+                let first = whole.get_or_insert_with(|| reply.clone());
+                anyhow::ensure!(*first == reply, "stream {index} is another one");
+                replies += 1;
+            }
+            Ok(replies)
+        });
+    }
+    for victim in 0..5 {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        cluster.workers[victim].process.kill()?;
+        cluster.add_worker(&arguments).await?;
+    }
+    over.store(true, Ordering::SeqCst);
+    let mut replies = 0;
+    while let Some(joined) = load.join_next().await {
+        replies += joined??;
+    }
+    // Each takes 1.6 s.
+    assert!(replies >= 4 * CLIENTS, "{replies}");
     Ok(())
 }

@@ -64,7 +64,8 @@ impl CallError {
 
     /// Whether the fault is the worker's, not the caller's or the load's.
     pub(crate) fn is_ours(&self) -> bool {
-        self.code() == Code::Internal
+        let lost = matches!(self, Self::EngineGone | Self::Sequence(SequenceError::Internal));
+        lost || self.code() == Code::Internal
     }
 
     fn code(&self) -> Code {
@@ -85,14 +86,15 @@ impl CallError {
             Self::Text(_) => Code::Internal,
             Self::Sequence(error) => match error {
                 SequenceError::DeadlineExceeded { .. } => Code::DeadlineExceeded,
-                SequenceError::ShuttingDown => Code::Unavailable,
+                // Another worker can go on with the reply.
+                SequenceError::ShuttingDown | SequenceError::Internal => Code::Unavailable,
                 // Only as the reply goes on does it show how large an automaton becomes.
                 SequenceError::Grammar(MatcherError::TooComplex { .. } | MatcherError::DeadEnd { .. }) => {
                     Code::InvalidArgument
                 }
                 _ => Code::Internal,
             },
-            Self::EngineGone => Code::Internal,
+            Self::EngineGone => Code::Unavailable,
         }
     }
 
@@ -203,6 +205,8 @@ mod tests {
                 Code::DeadlineExceeded,
             ),
             (SequenceError::Runner("nan".into()).into(), Code::Internal),
+            (SequenceError::Internal.into(), Code::Unavailable),
+            (CallError::EngineGone, Code::Unavailable),
             (CallError::NotReady(Readiness::Draining), Code::Unavailable),
             (TextError::Render("roles".into()).into(), Code::InvalidArgument),
             (GrammarError::Busy { waiting: 64 }.into(), Code::ResourceExhausted),
