@@ -226,3 +226,29 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_sequence_that_is_not_a_number_does_not_spread_through_what_windows_skip() {
+    let qkv = QkvShape {
+        heads: 2,
+        kv_heads: 1,
+        head_dim: 32,
+    };
+    // The first sequence leaves its positions 64 to 79 in working memory where the second one skips 64 to 79.
+    let mut case = Case::new(qkv, 16, &[(1, 80), (1, 100)], Some(20), 7);
+    let width = qkv.heads * qkv.head_dim;
+    let expected = case.expected().split_off(width);
+    for (position, dim) in (0..80).flat_map(|position| (0..qkv.head_dim).map(move |dim| (position, dim))) {
+        for at in case.places(0, position, 0, dim) {
+            case.cache[at] = f32::NAN;
+        }
+    }
+    for isa in Isa::available() {
+        let cpu = Cpu {
+            isa,
+            pool: Pool::process(),
+        };
+        reference::assert_close(&case.run(cpu, false)[width..], &expected, 2e-5);
+        reference::assert_close(&case.run(cpu, true)[width..], &expected, 2e-2);
+    }
+}
