@@ -1,4 +1,5 @@
 """The OpenAI Python client against the quick start: argument 1 is the gateway's host:port."""
+import json
 import sys
 
 import openai
@@ -43,6 +44,39 @@ assert seeded[0] == seeded[1], seeded
 
 stopped = client.chat.completions.create(model="demo", messages=EARTH, temperature=0, stop=[text[4:6]])
 assert stopped.choices[0].message.content == text[:text.index(text[4:6])], stopped
+
+CITY = {"type": "object", "additionalProperties": False, "required": ["name", "large"], "properties": {
+    "name": {"type": "string", "maxLength": 12}, "large": {"type": "boolean"}}}
+described = {"type": "json_schema", "json_schema": {"name": "city", "strict": True, "schema": CITY}}
+for seed in range(4):
+    formed = client.chat.completions.create(
+        model="demo", messages=EARTH, temperature=1.5, seed=seed, response_format=described)
+    city = json.loads(formed.choices[0].message.content)
+    assert set(city) == {"name", "large"} and len(city["name"]) <= 12 and isinstance(city["large"], bool), city
+    assert formed.choices[0].finish_reason == "stop", formed
+pieces = client.chat.completions.create(
+    model="demo", messages=EARTH, temperature=1.5, seed=3, response_format=described, stream=True)
+assert json.loads("".join(p.choices[0].delta.content or "" for p in pieces)) == city
+matched = client.completions.create(model="demo", prompt="地球", extra_body={"regex": "(yes|no), [0-9]{3}"})
+assert matched.choices[0].text.split(", ")[0] in ("yes", "no") and matched.choices[0].text[-3:].isdigit(), matched
+try:
+    client.chat.completions.create(model="demo", messages=EARTH, response_format={
+        "type": "json_schema", "json_schema": {"name": "x", "schema": {"items": {"not": {}}}}})
+except openai.BadRequestError as error:
+    assert "/items/not" in error.body["message"], error.body
+else:
+    raise AssertionError("a keyword that cannot be enforced was accepted")
+
+several = client.chat.completions.create(model="demo", messages=EARTH, temperature=1.5, seed=7, n=3, max_tokens=12)
+assert [c.index for c in several.choices] == [0, 1, 2], several
+assert several.choices[0].message.content == seeded[0], several
+assert len({c.message.content for c in several.choices}) > 1, several
+assert several.usage.prompt_tokens == reply.usage.prompt_tokens, several.usage
+
+echoed = client.completions.create(model="demo", prompt="地球的周长", max_tokens=2, echo=True, logprobs=1)
+told = echoed.choices[0].logprobs
+assert told.token_logprobs[0] is None and all(p <= 0 for p in told.token_logprobs[1:]), told
+assert len(told.tokens) == echoed.usage.prompt_tokens + 2, echoed
 
 for wrong, kind in [
         (dict(model="nothing"), openai.NotFoundError),
