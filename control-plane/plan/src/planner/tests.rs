@@ -2,8 +2,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    Attributes, CreateRollout, Manifest, Ppm, Published, PublishedRevision, Reason, Snapshot, Sticky, assign,
-    build_routes,
+    Attributes, CreateRollout, Manifest, Ppm, Published, PublishedRevision, Reason, Snapshot, Span, Sticky,
+    assign, build_routes,
 };
 
 const NOW_MS: u64 = 1_000_000;
@@ -105,6 +105,35 @@ fn it_waits_for_gateways_by_name_and_epoch() {
             Err("waiting for b, c to acknowledge epoch 7".into())
         );
     }
+}
+
+#[test]
+fn a_plan_may_go_on_without_gateways_that_do_not_answer_but_not_without_those_that_refuse() {
+    let mut waiting = rollout().in_phase(Phase::Converging, NOW_MS);
+    waiting.plan.unacknowledged.proceed_after = Some(Span::from_secs(30));
+    let after = |seconds: u64, gateways: &[GatewayView]| {
+        let now_ms = NOW_MS + seconds * 1000;
+        match decide(&waiting, &inventory(gateways), &Observations::default(), now_ms) {
+            Decision::Write(next) => Ok((next.phase, next.pause.map(|pause| pause.why))),
+            Decision::Wait(why) => Err(why),
+        }
+    };
+    let silent = [gateway("a", 7), gateway("b", 6)];
+    assert_eq!(
+        after(29, &silent),
+        Err("waiting for b to acknowledge epoch 7".into())
+    );
+    // By hand: it stays at its share until somebody sets another.
+    assert_eq!(
+        after(30, &silent),
+        Ok((Phase::Paused, Some(PauseReason::Manual)))
+    );
+    let refusing = GatewayView {
+        refused: Some((7, "canary_unreachable: no v2".into())),
+        ..gateway("b", 6)
+    };
+    let refused = after(30, &[gateway("a", 7), refusing]);
+    assert_eq!(refused, Ok((Phase::Paused, Some(PauseReason::Nacked))));
 }
 
 #[test]

@@ -8,6 +8,7 @@ use penstock_plan::{PublishedRevision, ServedRevision, WorkerRecord};
 use penstock_proto::v1::{self, Phase};
 use penstock_store::{Key, Operation, Store, Transaction, embedded::EmbeddedStore};
 use tokio::{sync::watch, task::JoinHandle};
+use tokio_stream::StreamExt as _;
 use tokio_util::sync::CancellationToken;
 
 /// Longest wait for something that is to happen.
@@ -101,6 +102,41 @@ impl Running {
         judge: impl Fn(u64) -> Result<(), Veto> + Send + 'static,
     ) -> Gateway {
         Gateway::start(node, [self.address.as_str()], judge)
+    }
+
+    /// A gateway that says that it is alive and nothing else; it ends with the handle.
+    pub(crate) fn silent_gateway(&self, node: &str) -> tokio_util::task::AbortOnDropHandle<()> {
+        let hello = v1::Hello {
+            role: v1::hello::Role::Gateway.into(),
+            node: node.into(),
+            boot_id: format!("boot of {node}"),
+            ..v1::Hello::default()
+        };
+        let address = self.address.clone();
+        let speak = async move {
+            let said = |message| v1::NodeMessage {
+                message: Some(message),
+            };
+            let alive = tokio_stream::wrappers::IntervalStream::new(tokio::time::interval(
+                Duration::from_millis(500),
+            ));
+            let first = said(v1::node_message::Message::Hello(hello));
+            let rest = alive.map(move |_| said(v1::node_message::Message::Alive(v1::Alive {})));
+            let messages = tokio_stream::once(first).chain(rest);
+            let mut client = v1::sync_client::SyncClient::connect(address).await.unwrap();
+            let mut pushes = client.sync(messages).await.unwrap().into_inner();
+            while let Ok(Some(_)) = pushes.message().await {}
+        };
+        tokio_util::task::AbortOnDropHandle::new(tokio::spawn(speak))
+    }
+
+    pub(crate) async fn apply(&self, manifest: &str) {
+        let request = v1::ApplyRolloutRequest {
+            manifest: manifest.into(),
+            ..Default::default()
+        };
+        let applied = self.admin.apply_rollout(request).await.unwrap();
+        assert!(applied.rollout.is_some(), "{:?}", applied.findings);
     }
 
     pub(crate) async fn create(&self, canary: &str) -> Result<v1::Rollout, AdminError> {

@@ -136,6 +136,38 @@ async fn a_refused_snapshot_is_shown_with_its_reason_and_nothing_goes_on() {
 }
 
 #[tokio::test]
+async fn a_gateway_that_never_acknowledges_is_named_and_waited_for_until_the_plan_gives_it_up() {
+    let running = Running::start().await;
+    let mut good = running.gateway("g1");
+    let _silent = running.silent_gateway("mute");
+    running
+        .until("both connect", async |r| {
+            r.admin.list_gateways().await.unwrap().gateways.len() == 2
+        })
+        .await;
+    let plan = |patience: &str| {
+        format!(
+            "kind: Rollout\nmodel: demo\nstable: v1\ncanary: {{revision: v2}}\nunacknowledged: {{{patience}}}\n\
+             steps: [{{canary: 5%, hold: 1h}}, {{canary: 25%, hold: 1h}}, {{canary: 100%, bake: 1h}}]\n"
+        )
+    };
+    running.apply(&plan("proceed_after: 2s")).await;
+    good.has_share(50_000).await;
+    let status = running.status().await;
+    let rollout = status.rollout.unwrap();
+    assert_eq!(rollout.phase(), Phase::Converging);
+    assert_eq!(status.pending, ["mute"]);
+    assert!(
+        rollout.message.contains("waiting for mute"),
+        "{}",
+        rollout.message
+    );
+    // The plan gives it up after two seconds, and it is still named.
+    let status = running.phase(Phase::Soaking).await;
+    assert_eq!(status.pending, ["mute"]);
+}
+
+#[tokio::test]
 async fn what_cannot_be_is_refused_with_the_remedy() {
     let running = Running::start().await;
     match running.create("v9").await {
