@@ -124,10 +124,7 @@ fn a_plan_may_go_on_without_gateways_that_do_not_answer_but_not_without_those_th
         Err("waiting for b to acknowledge epoch 7".into())
     );
     // By hand: it stays at its share until somebody sets another.
-    assert_eq!(
-        after(30, &silent),
-        Ok((Phase::Paused, Some(PauseReason::Manual)))
-    );
+    assert_eq!(after(30, &silent), Ok((Phase::Paused, Some(PauseReason::Manual))));
     let refusing = GatewayView {
         refused: Some((7, "canary_unreachable: no v2".into())),
         ..gateway("b", 6)
