@@ -183,9 +183,17 @@ impl Dispatch {
 
     /// The request has ended, and was so many tokens.
     pub(crate) fn settle(&self, tokens: u64) {
+        self.refresh();
         self.forwarder
             .admission
             .correct(self.tenant, self.want.tokens, tokens);
+    }
+
+    /// Tells those who wait what was learnt from this request.
+    fn refresh(&self) {
+        if let Some(permit) = &self.permit {
+            permit.refresh(self.forwarder.pool.limit(self.assigned.endpoints(), &self.want));
+        }
     }
 
     /// The worker that is to be asked next.
@@ -207,7 +215,10 @@ impl Dispatch {
             let Some(picked) = self.pick() else { break };
             note(&picked.endpoint, attempt);
             match self.attempt(&picked).await {
-                Ok(sent) => return Ok(sent),
+                Ok(sent) => {
+                    self.refresh();
+                    return Ok(sent);
+                }
                 Err(failed) => {
                     self.failed(&picked, &failed);
                     let again = failed.unseen || failed.retry && self.forwarder.budget.spend();

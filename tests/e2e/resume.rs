@@ -17,7 +17,7 @@ use tonic::Request;
 
 /// Two workers hold half of them each.
 const STREAMS: usize = 128;
-const TOKENS: u32 = 160;
+const TOKENS: u32 = 600;
 /// Every stream has so many tokens when the worker dies.
 const BEGUN: usize = 5;
 

@@ -266,6 +266,15 @@ impl Drop for Waiting {
     }
 }
 
+impl Permit {
+    /// The workers take so many tokens now: whoever waits must not wait for the next request to tell.
+    pub(crate) fn refresh(&self, limit: u64) {
+        let mut state = self.gate.state();
+        state.limit = limit;
+        state.grant();
+    }
+}
+
 impl Drop for Permit {
     fn drop(&mut self) {
         self.gate.release(self.tokens, true);

@@ -137,6 +137,22 @@ async fn who_waits_gets_in_when_somebody_leaves() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_waits_gets_in_when_the_workers_are_found_to_take_more() {
+    let gate = gate(10, 5000);
+    let first = gate.admit(ask(1, 100)).await.unwrap();
+    let waiting = tokio::spawn({
+        let gate = gate.clone();
+        async move { gate.admit(ask(1, 60)).await }
+    });
+    sleep(Duration::from_millis(10)).await;
+    first.refresh(150);
+    assert_eq!(gate.counts(), (100, 1));
+    first.refresh(160);
+    assert_eq!(gate.counts(), (160, 0));
+    drop(waiting.await.unwrap().unwrap());
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_leaves_the_queue_leaves_nothing_behind() {
     let gate = gate(10, 5000);
     for granted in [false, true] {
