@@ -6,7 +6,7 @@ use std::{
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 /// A child process that is killed when its handle is dropped.
@@ -176,36 +176,40 @@ pub fn python() -> Result<PathBuf> {
 
 /// `N` ports that were free a moment ago.
 pub fn free_ports<const N: usize>() -> Result<[u16; N]> {
-    // All are held until all are known, so that they differ.
-    let mut held = Vec::with_capacity(N);
-    for _ in 0..N {
-        held.push(TcpListener::bind("127.0.0.1:0")?);
-    }
-    let mut ports = [0; N];
-    for (port, listener) in ports.iter_mut().zip(&held) {
-        *port = listener.local_addr()?.port();
-    }
-    Ok(ports)
+    free(1)
 }
 
 /// `N` ports that were free a moment ago, each with the next one.
 pub fn free_port_pairs<const N: usize>() -> Result<[u16; N]> {
-    let mut held = Vec::new();
+    free(2)
+}
+
+/// `N` first ports of `width` free ones in a row. They lie below those that the system gives to connections and to
+/// whoever asks for any port: tests that run beside this one take such at any time.
+fn free<const N: usize>(width: u16) -> Result<[u16; N]> {
+    const FIRST: u32 = 10_240;
+    const COUNT: u32 = 20_000;
+    // Where this search begins: another place in each process and at each call.
+    let now = SystemTime::now().duration_since(UNIX_EPOCH)?.subsec_nanos();
+    let begin = now.rotate_right(7) ^ std::process::id().wrapping_mul(7919);
     let mut ports = [0; N];
-    for port in &mut ports {
-        *port = loop {
-            let first = TcpListener::bind("127.0.0.1:0")?;
-            let number = first.local_addr()?.port();
-            let next = number
-                .checked_add(1)
-                .map(|next| TcpListener::bind(("127.0.0.1", next)));
-            let pair = (first, next);
-            let free = matches!(pair.1, Some(Ok(_)));
-            held.push(pair);
-            if free {
-                break number;
-            }
+    let mut found = 0;
+    // All are held until all are known, so that they differ.
+    let mut held = Vec::new();
+    for step in 0..COUNT {
+        let Some(port) = ports.get_mut(found) else {
+            break;
         };
+        let first = u16::try_from(FIRST + begin.wrapping_add(step) % COUNT)?;
+        let row: Result<Vec<_>, _> = (first..first + width)
+            .map(|number| TcpListener::bind(("127.0.0.1", number)))
+            .collect();
+        if let Ok(row) = row {
+            held.push(row);
+            *port = first;
+            found += 1;
+        }
     }
+    ensure!(found == N, "no {N} free ports from {FIRST} on");
     Ok(ports)
 }
