@@ -85,6 +85,8 @@ async fn a_killed_worker_costs_no_stream_and_no_token() -> Result<()> {
     for _ in 0..2 {
         cluster.add_worker(&arguments).await?;
     }
+    // By load alone: prompts that begin alike would go to one worker, up to what it can bear.
+    cluster.gateway_arguments = vec!["--routing", "two-choices"];
     cluster.add_gateway().await?;
     let port = cluster.gateways[0].port;
     let undisturbed = ask_all(port, &Arc::default()).await?;
