@@ -8,7 +8,7 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use penstock_proto::{metadata, v1};
 use prost::Message as _;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 use tonic::{Code, Status};
 
 use crate::{
@@ -24,8 +24,10 @@ use crate::{
 
 /// Workers asked at most for one request.
 const ATTEMPTS: usize = 3;
-/// A reply whose worker was lost waits so long for another one to take it.
+/// A reply whose worker was lost waits so long for another one that can be reached.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// It waits so long for workers that can be reached and have no room.
+const QUEUE_PATIENCE: Duration = Duration::from_secs(60);
 /// Pause before the workers are asked anew, unless the endpoints change before.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -238,13 +240,14 @@ impl Dispatch {
     }
 
     /// Goes on with a reply whose worker was lost, at whoever serves the same revision. `addition` says what the client
-    /// has of it, `why` what happened. Waits for a worker for a while: one may be about to come back.
+    /// has of it, `why` what happened. Waits for a worker for a while: one may be about to come back. A worker that has
+    /// taken the request may let it queue until the request's own deadline, as any other.
     pub(crate) async fn resume(mut self, addition: Message, why: Status) -> (Self, Result<Sent, Status>) {
         let original = self.message.clone();
         self.message = original.with(&addition);
-        let result = timeout(PATIENCE, self.ask_until_taken()).await;
+        let result = self.ask_until_taken(why).await;
         self.message = original;
-        (self, result.unwrap_or(Err(why)))
+        (self, result)
     }
 
     /// The worker was lost in the middle of a reply.
@@ -253,15 +256,20 @@ impl Dispatch {
         self.tried.insert(endpoint.to_owned());
     }
 
-    async fn ask_until_taken(&mut self) -> Result<Sent, Status> {
+    async fn ask_until_taken(&mut self, why: Status) -> Result<Sent, Status> {
         let mut view = self.forwarder.view.clone();
-        loop {
+        let since = Instant::now();
+        let mut patience = PATIENCE;
+        while since.elapsed() < patience {
             self.assigned.refresh(view.borrow_and_update().clone());
             if let Some(picked) = self.pick() {
                 match self.attempt(&picked).await {
                     Ok(sent) => return Ok(sent),
                     // A queue that is full now will have room: nobody gains if the reply is thrown away.
                     Err(failed) if failed.retry || is_transient(failed.status.code()) => {
+                        if failed.status.code() == Code::ResourceExhausted {
+                            patience = QUEUE_PATIENCE;
+                        }
                         self.failed(&picked, &failed);
                     }
                     Err(failed) => return Err(failed.status),
@@ -281,6 +289,7 @@ impl Dispatch {
                 }
             }
         }
+        Err(why)
     }
 
     async fn attempt(&self, picked: &Picked) -> Result<Sent, Failed> {
