@@ -4,7 +4,7 @@
 #![allow(clippy::print_stdout, reason = "the figures are worth to be seen")]
 
 use anyhow::Result;
-use penstock_tests::{Client, Cluster, chat, connect, demo};
+use penstock_tests::{Client, Cluster, chat, connect, demo, gap};
 use std::{
     sync::{Arc, Mutex},
     time::{Duration, Instant},
@@ -55,15 +55,6 @@ async fn ask(mut client: Client, index: usize) -> Result<Duration, Status> {
         ttft.get_or_insert_with(|| began.elapsed());
     }
     ttft.ok_or_else(|| Status::internal("no token came"))
-}
-
-/// Gaps of a Poisson process, of one second in the mean; the same at each run.
-fn gap(index: usize) -> f64 {
-    // Weyl's sequence with the golden ratio, scrambled, is as good as random here.
-    let mixed = (index as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let mixed = (mixed ^ (mixed >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9) ^ (mixed >> 32);
-    let uniform = ((mixed >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
-    -uniform.ln()
 }
 
 /// Sends requests at a rate, whether or not earlier ones have ended.

@@ -5,7 +5,8 @@
 use anyhow::Result;
 use futures_util::future::try_join_all;
 use penstock_proto::v1;
-use penstock_tests::{Client, Cluster, chat, connect, demo, get};
+use penstock_tests::{Client, Cluster, HttpClient, chat, connect, demo, get};
+use serde_json::json;
 use std::{
     sync::{
         Arc,
@@ -17,6 +18,7 @@ use tonic::Request;
 
 /// Two workers hold half of them each.
 const STREAMS: usize = 128;
+const HTTP_STREAMS: usize = 32;
 /// Tokens of a reply that is cut in its middle by hand, and of one whose worker dies by the clock.
 const LONG: u32 = 600;
 const SHORT: u32 = 150;
@@ -77,6 +79,16 @@ async fn ask_all(port: u16, tokens: u32, begun: &Arc<AtomicUsize>) -> Result<Vec
     try_join_all(asked).await
 }
 
+/// Replies that went on at another worker, as the first gateway has counted them.
+async fn resumes(cluster: &Cluster) -> Result<f64> {
+    let metrics = get(&format!("http://127.0.0.1:{}/metrics", cluster.gateways[0].ops)).await?;
+    let lines = metrics.body.lines();
+    Ok(lines
+        .filter(|line| line.starts_with("penstock_gateway_resumes"))
+        .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+        .sum())
+}
+
 #[tokio::test]
 async fn a_killed_worker_costs_no_stream_and_no_token() -> Result<()> {
     let mut cluster = Cluster::start(None).await?;
@@ -106,13 +118,7 @@ async fn a_killed_worker_costs_no_stream_and_no_token() -> Result<()> {
     for (index, (disturbed, undisturbed)) in disturbed.iter().zip(&undisturbed).enumerate() {
         assert_eq!(disturbed, undisturbed, "stream {index}");
     }
-    let metrics = get(&format!("http://127.0.0.1:{}/metrics", cluster.gateways[0].ops)).await?;
-    let resumes: f64 = metrics
-        .body
-        .lines()
-        .filter(|line| line.starts_with("penstock_gateway_resumes"))
-        .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
-        .sum();
+    let resumes = resumes(&cluster).await?;
     assert!(
         (48.0..=80.0).contains(&resumes),
         "{resumes} of {STREAMS} streams went on at the other worker"
@@ -186,5 +192,85 @@ async fn a_fleet_that_loses_a_worker_every_few_seconds_fails_nobody() -> Result<
     }
     // Each takes some 1.5 s of ten, and what was lost in between.
     assert!(replies >= 4 * CLIENTS, "{replies}");
+    Ok(())
+}
+
+/// Reads one reply of server-sent events whole: its text, why it ended, and its tokens.
+async fn ask_http(
+    client: HttpClient,
+    port: u16,
+    index: usize,
+    begun: Arc<AtomicUsize>,
+) -> Result<(String, String, u64)> {
+    let body = json!({
+        "model": "demo",
+        "messages": [{ "role": "user", "content": format!("Tell me about the number {index}") }],
+        "max_tokens": SHORT,
+        "temperature": if index.is_multiple_of(2) { 0.0 } else { 1.0 },
+        "seed": index,
+        "ignore_eos": true,
+        "stream": true,
+        "stream_options": { "include_usage": true },
+    });
+    let mut events = client.stream(port, "/v1/chat/completions", &body, "").await?;
+    let (mut text, mut reason, mut tokens, mut parts) = (String::new(), None, None, 0);
+    while let Some(event) = events.next().await? {
+        anyhow::ensure!(tokens.is_none(), "stream {index} goes on after its end: {event}");
+        let choice = &event["choices"][0];
+        if let Some(content) = choice["delta"]["content"]
+            .as_str()
+            .filter(|part| !part.is_empty())
+        {
+            anyhow::ensure!(reason.is_none(), "stream {index} goes on after its end: {event}");
+            text.push_str(content);
+            parts += 1;
+            if parts == BEGUN {
+                begun.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+        reason = reason.or(choice["finish_reason"].as_str().map(str::to_owned));
+        tokens = event["usage"]["completion_tokens"].as_u64();
+    }
+    match (reason, tokens) {
+        (Some(reason), Some(tokens)) => Ok((text, reason, tokens)),
+        ended => anyhow::bail!("stream {index} has no end: {ended:?}"),
+    }
+}
+
+async fn ask_all_http(port: u16, begun: &Arc<AtomicUsize>) -> Result<Vec<(String, String, u64)>> {
+    let client = HttpClient::new();
+    let asked = (0..HTTP_STREAMS).map(|index| ask_http(client.clone(), port, index, begun.clone()));
+    try_join_all(asked).await
+}
+
+#[tokio::test]
+async fn a_killed_worker_costs_no_event_of_a_stream_over_http() -> Result<()> {
+    let mut cluster = Cluster::start(None).await?;
+    let models = demo(&["v1"]);
+    let mut arguments = vec!["--runner", "fake", "--pace", "20ms"];
+    arguments.extend(models.iter().map(String::as_str));
+    for _ in 0..2 {
+        cluster.add_worker(&arguments).await?;
+    }
+    cluster.gateway_arguments = vec!["--routing", "two-choices"];
+    cluster.add_gateway().await?;
+    let port = cluster.gateways[0].port;
+    let undisturbed = ask_all_http(port, &Arc::default()).await?;
+
+    let begun = Arc::new(AtomicUsize::new(0));
+    let asking = tokio::spawn({
+        let begun = begun.clone();
+        async move { ask_all_http(port, &begun).await }
+    });
+    while begun.load(Ordering::SeqCst) < HTTP_STREAMS && !asking.is_finished() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    cluster.workers[0].process.kill()?;
+    assert_eq!(asking.await??, undisturbed);
+    let resumes = resumes(&cluster).await?;
+    assert!(
+        resumes >= 8.0,
+        "{resumes} of {HTTP_STREAMS} streams went on at the other worker"
+    );
     Ok(())
 }

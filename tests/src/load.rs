@@ -92,6 +92,15 @@ pub async fn generate(
     Ok(generated)
 }
 
+/// Gap in seconds before request `index` of a Poisson process of one a second; the same at each run.
+pub fn gap(index: usize) -> f64 {
+    // Weyl's sequence with the golden ratio, scrambled, is as good as random here.
+    let mixed = (index as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mixed = (mixed ^ (mixed >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9) ^ (mixed >> 32);
+    let uniform = ((mixed >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
+    -uniform.ln()
+}
+
 /// Asks once for every user `u{n}` and tells which revision served each.
 pub async fn revisions_by_user(port: u16, users: std::ops::Range<u32>) -> Result<BTreeMap<u32, String>> {
     let client = connect(port).await?;
