@@ -116,7 +116,7 @@ impl Forwarder {
         let observation = &mut call.observation;
         let model = dispatch.assigned().model.clone();
         let sending = async {
-            dispatch.admit().await?;
+            dispatch.admit().await.inspect_err(|_| observation.shed())?;
             dispatch
                 .send(|endpoint, attempt| {
                     if attempt > 0 {

@@ -4,9 +4,10 @@
 use std::{error::Error, time::Duration};
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
+use http::{HeaderMap, HeaderValue};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
-use tonic::Status;
+use tonic::{Status, metadata::MetadataValue};
 
 use crate::error;
 
@@ -20,6 +21,9 @@ pub(crate) const MAX_REPLY_BYTES: usize = 64 << 20;
 pub(crate) const PREFIX: usize = 5;
 /// Number of the field `model` in every request of `Inference`.
 const MODEL: u32 = 1;
+const ENCODING: &str = "grpc-encoding";
+const ACCEPT_ENCODING: &str = "grpc-accept-encoding";
+const IDENTITY: &str = "identity";
 
 /// One message in its frame.
 #[derive(Debug, Clone)]
@@ -31,8 +35,8 @@ impl Message {
         Self::frame(&[&message.encode_to_vec()])
     }
 
-    /// Reads the one message of a unary request.
-    pub(crate) async fn read<B>(body: B) -> Result<Self, Status>
+    /// Reads the one message of a unary request that has these headers.
+    pub(crate) async fn read<B>(headers: &HeaderMap, body: B) -> Result<Self, Status>
     where
         B: http_body::Body<Data = Bytes>,
         B::Error: Into<Box<dyn Error + Send + Sync>>,
@@ -43,11 +47,7 @@ impl Message {
         };
         match prefix[0] {
             0 => {}
-            1 => {
-                return Err(Status::unimplemented(
-                    "compressed requests are not supported: send them without grpc-encoding",
-                ));
-            }
+            1 => return Err(compressed(headers)),
             other => {
                 let message = format!("the request's first frame has flag {other}, which is neither 0 nor 1");
                 return Err(Status::invalid_argument(message));
@@ -121,6 +121,25 @@ impl Message {
         parts.iter().for_each(|part| framed.put_slice(part));
         Self(framed.freeze())
     }
+}
+
+/// Why a message whose flag says that it is compressed is not read, as gRPC's compression specification has it: the
+/// caller learns which encodings there are, and that without one the flag makes no sense.
+fn compressed(headers: &HeaderMap) -> Status {
+    let encoding = headers.get(ENCODING).map_or(&b""[..], HeaderValue::as_bytes);
+    if encoding.is_empty() || encoding == IDENTITY.as_bytes() {
+        return Status::internal(
+            "the request's first frame has the compressed flag, and grpc-encoding names no compression",
+        );
+    }
+    let mut status = Status::unimplemented(format!(
+        "grpc-encoding {} is not supported: send requests uncompressed",
+        encoding.escape_ascii()
+    ));
+    status
+        .metadata_mut()
+        .insert(ACCEPT_ENCODING, MetadataValue::from_static(IDENTITY));
+    status
 }
 
 /// Reads a body of up to `limit` bytes.
@@ -218,21 +237,26 @@ mod tests {
 
     #[tokio::test]
     async fn a_request_is_exactly_one_uncompressed_message() {
-        for (bytes, code) in [
-            (&b""[..], tonic::Code::InvalidArgument),
-            (&[0, 0, 0, 0, 2, 1], tonic::Code::InvalidArgument),
-            (&[0, 0, 0, 0, 0, 1], tonic::Code::InvalidArgument),
-            (&[1, 0, 0, 0, 0], tonic::Code::Unimplemented),
+        let gzip = HeaderMap::from_iter([(ENCODING.parse().unwrap(), HeaderValue::from_static("gzip"))]);
+        let plain = HeaderMap::from_iter([(ENCODING.parse().unwrap(), HeaderValue::from_static(IDENTITY))]);
+        for (headers, bytes, code) in [
+            (&plain, &b""[..], tonic::Code::InvalidArgument),
+            (&plain, &[0, 0, 0, 0, 2, 1], tonic::Code::InvalidArgument),
+            (&plain, &[0, 0, 0, 0, 0, 1], tonic::Code::InvalidArgument),
+            (&plain, &[2, 0, 0, 0, 0], tonic::Code::InvalidArgument),
+            (&plain, &[1, 0, 0, 0, 0], tonic::Code::Internal),
+            (&HeaderMap::new(), &[1, 0, 0, 0, 0], tonic::Code::Internal),
+            (&gzip, &[1, 0, 0, 0, 0], tonic::Code::Unimplemented),
         ] {
-            let error = Message::read(Full::new(Bytes::from_static(bytes)))
-                .await
-                .unwrap_err();
+            let body = Full::new(Bytes::from_static(bytes));
+            let error = Message::read(headers, body).await.unwrap_err();
             assert_eq!(error.code(), code, "{bytes:?}");
         }
-        let empty = Message::read(Full::new(Bytes::from_static(&[0; 5])))
-            .await
-            .unwrap();
-        assert!(empty.payload().is_empty());
+        // Each message may be sent uncompressed whatever the encoding of the others.
+        for headers in [&plain, &gzip] {
+            let empty = Message::read(headers, Full::new(Bytes::from_static(&[0; 5])));
+            assert!(empty.await.unwrap().payload().is_empty());
+        }
     }
 
     #[test]

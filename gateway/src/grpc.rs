@@ -58,8 +58,9 @@ async fn feedback(State(forwarder): State<Forwarder>, request: Request<Body>) ->
     if !is_grpc(request.headers()) {
         return not_grpc();
     }
+    let (parts, body) = request.into_parts();
     let given = async {
-        let message = Message::read(request.into_body()).await?;
+        let message = Message::read(&parts.headers, body).await?;
         let request = v1::FeedbackRequest::decode(message.payload())
             .map_err(|error| Status::invalid_argument(format!("the request cannot be read: {error}")))?;
         forwarder
@@ -114,10 +115,10 @@ async fn read(
 ) -> Result<(Message, Option<Instant>), Status> {
     let deadline = timeout::deadline(headers, default_timeout)?;
     let message = match deadline {
-        Some(at) => timeout_at(at, Message::read(body))
+        Some(at) => timeout_at(at, Message::read(headers, body))
             .await
             .unwrap_or_else(|_| Err(error::deadline()))?,
-        None => Message::read(body).await?,
+        None => Message::read(headers, body).await?,
     };
     Ok((message, deadline))
 }

@@ -10,7 +10,7 @@ use opentelemetry::{
     Context, KeyValue, global,
     trace::{SpanKind, Status as SpanStatus, TraceContextExt as _, Tracer as _},
 };
-use penstock_plan::RequestFacts;
+use penstock_plan::{Outcome, RequestFacts};
 use penstock_proto::v1::RequestStats;
 use penstock_telemetry::{
     RequestIdentity,
@@ -28,6 +28,8 @@ use crate::{
 
 /// Operation that generates nothing: it has a span, and no part in the metrics of requests.
 pub(crate) const TOKENIZE: &str = "tokenize";
+/// Outcome of a request that the gateway refuses for want of room; a worker's own refusal is `resource_exhausted`.
+const SHED: &str = "shed";
 
 /// One request from arrival to end. One that is dropped before its end was left by its client.
 #[derive(Debug)]
@@ -45,6 +47,8 @@ pub(crate) struct Observation {
     /// A rule, a pin or an override chose the revision, and not the split.
     chosen: bool,
     first_data: Option<Instant>,
+    /// It found no room, and no worker has seen it.
+    shed: bool,
     ended: bool,
 }
 
@@ -80,6 +84,7 @@ impl Observation {
             running: None,
             chosen: false,
             first_data: None,
+            shed: false,
             ended: false,
         }
     }
@@ -108,6 +113,11 @@ impl Observation {
         }
         let served = format!("{}@{}", assigned.model, assigned.revision.name);
         span.set_attribute(KeyValue::new(attribute::RESPONSE_MODEL, served));
+    }
+
+    /// There is no room for the request: that is how much is asked, and nothing that its revision did.
+    pub(crate) fn shed(&mut self) {
+        self.shed = true;
     }
 
     /// The request goes to this worker now.
@@ -153,7 +163,10 @@ impl Observation {
         if std::mem::replace(&mut self.ended, true) {
             return;
         }
-        let outcome = error::outcome(code);
+        let (outcome, judged) = match self.shed {
+            true => (SHED, Outcome::Excluded),
+            false => (error::outcome(code), error::judged(code)),
+        };
         let span = self.context.span();
         span.set_attribute(KeyValue::new(attribute::GRPC_STATUS, i64::from(i32::from(code))));
         if !self.endpoint.is_empty() {
@@ -190,7 +203,7 @@ impl Observation {
             self.metrics.record(&self.served, &record);
             if let Some(running) = self.running.take() {
                 running.ended(&Ended {
-                    facts: facts(code, &record, stats, self.chosen),
+                    facts: facts(judged, &record, stats, self.chosen),
                     cancelled: code == Code::Cancelled,
                 });
             }
@@ -206,9 +219,14 @@ impl Drop for Observation {
     }
 }
 
-fn facts(code: Code, record: &RequestRecord<'_>, stats: Option<&RequestStats>, chosen: bool) -> RequestFacts {
+fn facts(
+    outcome: Outcome,
+    record: &RequestRecord<'_>,
+    stats: Option<&RequestStats>,
+    chosen: bool,
+) -> RequestFacts {
     RequestFacts {
-        outcome: error::judged(code),
+        outcome,
         ttft_s: record.ttft.map(|ttft| ttft.as_secs_f64()),
         tpot_s: record.tpot.map(|tpot| tpot.as_secs_f64()),
         total_s: record.duration.as_secs_f64(),

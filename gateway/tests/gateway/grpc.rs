@@ -2,6 +2,8 @@
 
 use std::{sync::atomic::Ordering, time::Duration};
 
+use http_body_util::Full;
+use hyper_util::{client::legacy::Client as HttpClient, rt::TokioExecutor};
 use penstock_proto::v1;
 use tonic::{Code, Status};
 
@@ -403,4 +405,35 @@ async fn a_worker_that_restarts_on_its_port_is_used_again() {
     .await
     .unwrap()
     .unwrap();
+}
+
+#[tokio::test]
+async fn whoever_compresses_is_told_which_encodings_there_are() {
+    let worker = TestWorker::start(Behaviour::Speak).await;
+    let gateway = TestGateway::start(view(0, vec![worker.endpoint("w", &["v1"])])).await;
+    let client = HttpClient::builder(TokioExecutor::new())
+        .http2_only(true)
+        .build_http::<Full<bytes::Bytes>>();
+    for method in ["Generate", "Tokenize", "Feedback"] {
+        let request = http::Request::post(format!(
+            "http://{}/penstock.v1.Inference/{method}",
+            gateway.address
+        ));
+        let request = request
+            .header("content-type", "application/grpc")
+            .header("te", "trailers")
+            .header("grpc-encoding", "gzip")
+            .body(Full::from(&b"\x01\0\0\0\x02zz"[..]))
+            .unwrap();
+        let reply = client.request(request).await.unwrap();
+        assert_eq!(reply.status(), 200);
+        assert_eq!(reply.headers()["grpc-accept-encoding"], "identity");
+        let status = Status::from_header_map(reply.headers()).unwrap();
+        assert_eq!(status.code(), Code::Unimplemented);
+        assert_eq!(
+            status.message(),
+            "grpc-encoding gzip is not supported: send requests uncompressed"
+        );
+    }
+    assert_eq!(worker.requests(), 0);
 }

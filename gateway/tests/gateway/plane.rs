@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
+use gateway::Config;
 use penstock_client::View;
 use penstock_plan::Snapshot;
 use penstock_proto::v1::{
@@ -64,8 +65,14 @@ impl ControlPlane {
 
     /// A gateway that follows it, and their stream after the Hello.
     pub(crate) async fn gateway(&mut self) -> (TestGateway, Session) {
+        self.gateway_with(|_| {}).await
+    }
+
+    /// The same with another configuration.
+    pub(crate) async fn gateway_with(&mut self, change: impl FnOnce(&mut Config)) -> (TestGateway, Session) {
         let mut config = config(View::default());
         config.control_planes = vec![self.address.to_string()];
+        change(&mut config);
         let gateway = TestGateway::run(config).await;
         let mut session = self.sessions.recv().await.unwrap();
         assert!(matches!(session.next().await, Message::Hello(_)));

@@ -1,15 +1,16 @@
 //! What a gateway tells the control plane of its requests.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use gateway::Overload;
 use penstock_client::View;
 use penstock_plan::{Snapshot, Threshold, Trial};
 use penstock_proto::v1;
-use tonic::Status;
+use tonic::{Code, Status};
 
 use crate::{
     plane::{ControlPlane, Session},
-    support::{Behaviour, TestWorker, generate, prompt, view, with},
+    support::{Behaviour, TestWorker, generate, http, prompt, view, with},
 };
 
 /// `demo` with everybody on v2, in this step of a trial of errors and latencies.
@@ -162,5 +163,37 @@ async fn running_ones_and_those_whose_client_left_are_told() {
     assert_eq!(
         (counts[&0].requests, counts[&0].errors, counts[&0].in_flight),
         (1, 0, 0)
+    );
+}
+
+#[tokio::test]
+async fn what_the_gateway_sheds_is_not_the_revisions_error() {
+    let worker = TestWorker::start(Behaviour::Hang).await;
+    let mut plane = ControlPlane::start().await;
+    // Seven requests fit, and nobody waits for the eighth.
+    let overload = Overload {
+        max_worker_tokens: 0,
+        max_queue_wait: Duration::from_millis(50),
+        ..Overload::default()
+    };
+    let (gateway, mut session) = plane.gateway_with(|config| config.overload = overload).await;
+    session.endpoints(&trial(0, &worker)).await;
+    session.snapshot(&trial(0, &worker), 1).await;
+    let mut client = gateway.client().await;
+    let mut streams = Vec::new();
+    for _ in 0..7 {
+        streams.push(client.generate(prompt("demo")).await.unwrap());
+    }
+    let status = client.generate(prompt("demo")).await.unwrap_err();
+    assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
+    let counts = counted(&mut session, |stats| stats.requests == 1).await;
+    assert_eq!((counts[&0].errors, counts[&0].timeouts), (0, 0));
+    assert_eq!(strata(&counts[&0])[0], ("error_rate", vec![(0, 0); 6]));
+    let metrics = http("GET", gateway.ops, "/metrics", &[], "").await.body;
+    let line = |line: &&str| line.starts_with("penstock_requests_total") && line.contains("v2");
+    let told = metrics.lines().find(line).unwrap();
+    assert!(
+        told.contains("penstock_outcome=\"shed\"") && told.ends_with(" 1"),
+        "{told}"
     );
 }
