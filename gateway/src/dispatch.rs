@@ -15,7 +15,7 @@ use crate::{
     admission::{self, Ask, Permit},
     balance::{self, Glance, Want},
     error,
-    forward::{Call, Forwarder, GENERATE},
+    forward::{Call, Forwarder, GENERATE, SCORE},
     frames::Message,
     pool::{Lease, Peer, Picked},
     routing::Assigned,
@@ -110,6 +110,8 @@ impl Dispatch {
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
         // The gateway alone says what is a copy.
         headers.remove(metadata::MIRROR);
+        let tenant = admission::tenant(&call.headers, call.peer);
+        headers.insert(metadata::TENANT, HeaderValue::from(tenant));
         call.observation.inject(&mut headers);
         let mut dispatch = Self {
             want: Arc::default(),
@@ -118,7 +120,7 @@ impl Dispatch {
             message: call.message.clone(),
             deadline: call.deadline,
             assigned,
-            tenant: admission::tenant(&call.headers, call.peer),
+            tenant,
             permit: None,
             tried: HashSet::new(),
             forwarder,
@@ -160,9 +162,14 @@ impl Dispatch {
         self.method == GENERATE
     }
 
+    /// Whether a model computes the reply, so that load and cached prefixes matter.
+    fn computes(&self) -> bool {
+        self.generates() || self.method == SCORE
+    }
+
     /// Counts the request against its tenant's rates.
     pub(crate) fn charge(&self) -> Result<(), Status> {
-        match self.generates() {
+        match self.computes() {
             true => self.forwarder.admission.charge(self.tenant, self.want.tokens),
             false => Ok(()),
         }
@@ -170,7 +177,7 @@ impl Dispatch {
 
     /// Waits for room at the workers.
     pub(crate) async fn admit(&mut self) -> Result<(), Status> {
-        if self.generates() {
+        if self.computes() {
             let ask = Ask {
                 tenant: self.tenant,
                 tokens: self.want.tokens,
@@ -333,9 +340,10 @@ impl Dispatch {
             return failed;
         }
         let payload = self.message.payload();
-        let read = match self.generates() {
-            true => v1::GenerateRequest::decode(payload).map(drop),
-            false => v1::TokenizeRequest::decode(payload).map(drop),
+        let read = match self.method {
+            GENERATE => v1::GenerateRequest::decode(payload).map(drop),
+            SCORE => v1::ScoreRequest::decode(payload).map(drop),
+            _ => v1::TokenizeRequest::decode(payload).map(drop),
         };
         match read {
             Ok(()) => failed,
@@ -365,10 +373,10 @@ impl Dispatch {
         }
     }
 
-    /// What the request wants of a worker. Only prompts of Generate are read: a worker that tokenizes remembers
-    /// nothing.
+    /// What the request wants of a worker. Only prompts that are computed are read: a worker that tokenizes
+    /// remembers nothing.
     fn wanted(&self) -> Want {
-        let glance = self.generates().then(|| Glance::of(self.message.payload()));
+        let glance = self.computes().then(|| Glance::of(self.message.payload()));
         let session = self.headers.get(metadata::SESSION_ID).map(HeaderValue::as_bytes);
         let namespace = balance::hash(0, self.assigned.revision.digest.as_bytes());
         self.forwarder

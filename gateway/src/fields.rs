@@ -66,6 +66,16 @@ impl<'v> Fields<'v> {
         })
     }
 
+    pub(crate) fn signed(self, name: &str, least: i32, most: i32) -> Result<Option<i32>, Status> {
+        let why = format!("must be a whole number from {least} to {most}");
+        self.read(name, &why, |value| {
+            value
+                .as_i64()
+                .and_then(|n| i32::try_from(n).ok())
+                .filter(|n| (least..=most).contains(n))
+        })
+    }
+
     pub(crate) fn object(self, name: &str) -> Result<Option<Fields<'v>>, Status> {
         self.read(name, "must be an object", Fields::of)
     }

@@ -32,6 +32,9 @@ use crate::{
 
 /// Name of the method that generates.
 pub(crate) const GENERATE: &str = "Generate";
+/// Name of the method that scores continuations.
+pub(crate) const SCORE: &str = "Score";
+
 /// Sends requests to workers. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Forwarder {

@@ -20,7 +20,7 @@ use tonic::Status;
 
 use crate::{
     error,
-    forward::{self, Call, Forwarder, GENERATE, Reply},
+    forward::{self, Call, Forwarder, GENERATE, Reply, SCORE},
     frames::Message,
     observe::{self, Observation},
     reply_id::{self, ReplyId},
@@ -34,6 +34,7 @@ pub(crate) fn router(forwarder: Forwarder) -> Router {
     Router::new()
         .route("/penstock.v1.Inference/Generate", post(generate))
         .route("/penstock.v1.Inference/Tokenize", post(tokenize))
+        .route("/penstock.v1.Inference/Score", post(score))
         .route("/penstock.v1.Inference/ListModels", post(list_models))
         .route("/penstock.v1.Inference/Feedback", post(feedback))
         .with_state(forwarder)
@@ -45,6 +46,10 @@ async fn generate(State(forwarder): State<Forwarder>, request: Request<Body>) ->
 
 async fn tokenize(State(forwarder): State<Forwarder>, request: Request<Body>) -> Response {
     pass(&forwarder, "Tokenize", observe::TOKENIZE, request).await
+}
+
+async fn score(State(forwarder): State<Forwarder>, request: Request<Body>) -> Response {
+    pass(&forwarder, SCORE, observe::SCORE, request).await
 }
 
 async fn list_models(State(forwarder): State<Forwarder>, request: Request<Body>) -> Response {

@@ -30,6 +30,8 @@ use crate::{
 pub(crate) const TOKENIZE: &str = "tokenize";
 /// Outcome of a request that the gateway refuses for want of room; a worker's own refusal is `resource_exhausted`.
 const SHED: &str = "shed";
+/// Operation name of requests that only score.
+pub(crate) const SCORE: &str = "score";
 
 /// One request from arrival to end. One that is dropped before its end was left by its client.
 #[derive(Debug)]
@@ -75,7 +77,7 @@ impl Observation {
         let context = parent.with_span(tracer.build_with_context(builder, &parent));
         Self {
             metrics,
-            measured: operation != TOKENIZE,
+            measured: operation != TOKENIZE && operation != SCORE,
             arrived: Instant::now(),
             context,
             served: Served::unassigned(),

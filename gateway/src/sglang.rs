@@ -114,6 +114,8 @@ async fn read(body: Body) -> Result<Asked, Status> {
         echo: false,
         resume: None,
         grammar: grammar::of_generate(params)?,
+        priority: fields.signed("priority", -100, 100)?.unwrap_or(0),
+        cache_salt: fields.text("extra_key")?.unwrap_or_default().to_owned(),
     };
     Ok(Asked {
         request,

@@ -8,6 +8,8 @@ pub const MODEL_VERSION: &str = "x-model-version";
 pub const REGION: &str = "x-region";
 /// Whose rates and share a request without a credential counts against.
 pub const TENANT_ID: &str = "x-tenant-id";
+/// On the hop to a worker: who the request counts for, as a number that names nobody.
+pub const TENANT: &str = "x-penstock-tenant";
 /// What kind of device the request comes from.
 pub const DEVICE: &str = "x-device";
 /// Requests of one session prefer one worker.

@@ -7,6 +7,7 @@ mod relay;
 mod repetition;
 mod reply;
 mod request;
+mod score;
 mod watch_words;
 
 use std::{pin::Pin, sync::Arc, time::Instant};
@@ -73,6 +74,14 @@ impl Inference for InferenceService {
         Ok(self.encode_only(&metadata, message).await.map(Response::new)?)
     }
 
+    async fn score(&self, request: Request<v1::ScoreRequest>) -> Result<Response<v1::ScoreResponse>, Status> {
+        let (metadata, _, message) = request.into_parts();
+        let (call, served, scored) = self.score_all(&metadata, message).await?;
+        let mut response = Response::new(scored);
+        call.tell(&served.revision, response.metadata_mut());
+        Ok(response)
+    }
+
     async fn list_models(
         &self,
         _: Request<v1::ListModelsRequest>,
@@ -124,7 +133,7 @@ impl InferenceService {
         let prompt_tokens = u32::try_from(prompt.ids.len()).unwrap_or(u32::MAX);
         let seed = generation.sampling.seed;
         observation.requested(&generation, prompt_tokens);
-        let (reply, mut sequence) = compose(&served, generation, prompt, call.deadline)?;
+        let (reply, mut sequence) = compose(&served, generation, prompt, &call)?;
         sequence.grammar = grammar;
         follow_resumed(&mut sequence)?;
         // Before the call: the engine may start the sequence before it returns.
@@ -188,7 +197,7 @@ fn compose(
     served: &Served,
     generation: Generation,
     prompt: Prompt,
-    deadline: Option<Instant>,
+    call: &CallMetadata,
 ) -> Result<(Reply, Sequence), CallError> {
     let vocab_size = served.engine.vocab_size();
     if let Some(id) = generation
@@ -250,8 +259,10 @@ fn compose(
         sampling: generation.sampling,
         stop_token_ids,
         top_logprobs: generation.top_logprobs,
-        deadline,
-        namespace: 0,
+        deadline: call.deadline,
+        namespace: generation.standing.namespace,
+        priority: generation.standing.priority,
+        tenant: call.tenant,
         grammar: None,
         prompt_logprobs: (generation.echo && logprobs).then_some(prompt_told),
     };

@@ -104,14 +104,9 @@ fn run(engine: &Engine, round: usize, grammar: Option<Matcher>) -> Result<Pace, 
                 seed: (round * BATCH + row) as u64,
                 ..SamplingParams::default()
             },
-            stop_token_ids: Vec::new(),
             max_tokens: TOKENS,
-            top_logprobs: None,
-            deadline: None,
-            namespace: 0,
-            resumed: 0,
-            prompt_logprobs: None,
             grammar: grammar.clone(),
+            ..Sequence::default()
         })?);
     }
     for stream in &mut streams {

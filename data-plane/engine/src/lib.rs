@@ -7,21 +7,14 @@
 //! ```
 //!
 //! ```
-//! use penstock_engine::{Engine, EngineConfig, Event, FakeConfig, FakeRunner, SamplingParams, Sequence};
+//! use penstock_engine::{Engine, EngineConfig, Event, FakeConfig, FakeRunner, Sequence};
 //!
 //! let runner = Box::new(FakeRunner::new(FakeConfig::default()));
 //! let engine = Engine::start(EngineConfig::default(), runner)?;
 //! let mut stream = engine.submit(Sequence {
 //!     prompt: vec![1, 2, 3],
-//!     sampling: SamplingParams::default(),
-//!     stop_token_ids: Vec::new(),
 //!     max_tokens: 4,
-//!     top_logprobs: None,
-//!     deadline: None,
-//!     namespace: 0,
-//!     resumed: 0,
-//!     prompt_logprobs: None,
-//!     grammar: None,
+//!     ..Sequence::default()
 //! })?;
 //! let mut tokens = 0;
 //! while let Some(event) = stream.blocking_next() {
@@ -73,6 +66,10 @@ pub struct Sequence {
     pub deadline: Option<Instant>,
     /// KV is shared only between sequences of one namespace (tenant, adapter).
     pub namespace: u64,
+    /// Sequences of a higher priority leave the queue first, whatever the others have waited.
+    pub priority: i32,
+    /// Whose it is. Among sequences of one priority, the tenants who were served least go first.
+    pub tenant: u64,
     /// So many of the last ids of `prompt` are the reply's own, generated elsewhere: it goes on behind them as if they
     /// had been generated here, and they are not told again. `max_tokens` counts them.
     pub resumed: usize,
@@ -83,6 +80,26 @@ pub struct Sequence {
     /// and the alternatives that `top_logprobs` asks for. Their KV is then computed whatever the cache has. Not for a
     /// reply that is resumed.
     pub prompt_logprobs: Option<usize>,
+}
+
+impl Default for Sequence {
+    /// One token behind an empty prompt, which must be given.
+    fn default() -> Self {
+        Self {
+            prompt: Vec::new(),
+            sampling: SamplingParams::default(),
+            stop_token_ids: Vec::new(),
+            max_tokens: 1,
+            top_logprobs: None,
+            deadline: None,
+            namespace: 0,
+            priority: 0,
+            tenant: 0,
+            resumed: 0,
+            grammar: None,
+            prompt_logprobs: None,
+        }
+    }
 }
 
 impl Sequence {

@@ -6,9 +6,8 @@
 //! last, is not computed while it decodes.
 
 use std::{
-    collections::VecDeque,
     sync::{Arc, atomic::AtomicUsize},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use penstock_kv::RadixCache;
@@ -21,23 +20,24 @@ use crate::{
 
 mod reply;
 mod sequence;
+mod waiting;
 
 pub(crate) use sequence::{QueuePlace, Running};
+use waiting::{Place, Waiting};
 
 /// Tokens of a reply that admission sets KV aside for; longer ones may be retracted.
 const RESERVED_TOKENS: usize = 256;
-/// What it is worth, in cached tokens, that a later sequence was admitted before a waiting one: nothing waits for
-/// ever.
-const AGEING_TOKENS: usize = 64;
-/// With more waiting sequences than this, looking all of them up costs more than it saves: first come, first
-/// served.
-const LONGEST_PREFIX_LIMIT: usize = 128;
+/// With more waiting sequences than `LOOKED_AT_EACH_STEP`, those whose caller is gone or too late are looked for so
+/// often only, beside the moment that they are chosen: a step costs no more the more requests wait.
+const SWEEP_EVERY: Duration = Duration::from_millis(100);
+const LOOKED_AT_EACH_STEP: usize = 512;
 
 /// Waiting and running sequences over one page pool.
 pub(crate) struct Scheduler {
     cache: RadixCache,
-    /// In the order of their arrival, those that were retracted first.
-    waiting: VecDeque<Running>,
+    waiting: Waiting,
+    /// When those that wait were looked at.
+    swept: Option<Instant>,
     /// How many sequences wait, here and on their way here.
     places: Arc<AtomicUsize>,
     running: Vec<Running>,
@@ -69,7 +69,8 @@ impl Scheduler {
     pub(crate) fn new(config: &EngineConfig, places: Arc<AtomicUsize>) -> Self {
         Self {
             cache: RadixCache::new(config.num_pages, config.page_size),
-            waiting: VecDeque::new(),
+            waiting: Waiting::default(),
+            swept: None,
             places,
             running: Vec::new(),
             scheduled: Vec::new(),
@@ -88,7 +89,7 @@ impl Scheduler {
         let mut fresh = Self::new(config, broken.places.clone());
         fresh.counters = broken.counters;
         fresh.counters.faults += 1;
-        for mut lost in broken.running.drain(..).chain(broken.waiting.drain(..)) {
+        for mut lost in broken.running.drain(..).chain(broken.waiting.drain()) {
             lost.sink.close(Event::Failed(SequenceError::Internal));
         }
         fresh
@@ -101,7 +102,7 @@ impl Scheduler {
     }
 
     pub(crate) fn enqueue(&mut self, sequence: Running) {
-        self.waiting.push_back(sequence);
+        self.waiting.arrived(sequence);
     }
 
     pub(crate) fn is_idle(&self) -> bool {
@@ -131,12 +132,17 @@ impl Scheduler {
             if sequence.is_abandoned() {
                 // What was generated may lie past a stop that the consumer saw: it is not kept.
                 let prompt_len = sequence.prompt_len;
-                self.remove(index, prompt_len);
+                self.end(index, prompt_len);
             } else if sequence.is_late(now) {
-                let mut ended = self.remove(index, usize::MAX);
+                let mut ended = self.end(index, usize::MAX);
                 ended.close_late();
             }
         }
+        let rests = |last: Instant| now.saturating_duration_since(last) < SWEEP_EVERY;
+        if self.waiting.len() > LOOKED_AT_EACH_STEP && self.swept.is_some_and(rests) {
+            return;
+        }
+        self.swept = Some(now);
         self.waiting.retain_mut(|sequence| {
             sequence.sink.flush();
             let late = sequence.is_late(now);
@@ -187,11 +193,10 @@ impl Scheduler {
                 self.starved = true;
                 break;
             }
-            for overtaken in self.waiting.range_mut(..chosen) {
-                overtaken.passes += 1;
-            }
+            let last = self.running.len() - 1;
+            self.waiting.passed(&self.running[last]);
             admitted += 1;
-            budget -= self.push(self.running.len() - 1, budget, batch);
+            budget -= self.push(last, budget, batch);
         }
         admitted
     }
@@ -236,6 +241,8 @@ impl Scheduler {
                 }
                 let tokens = (sequence.generated() - before) as u64;
                 self.counters.tokens += tokens;
+                self.waiting
+                    .serve(sequence.tenant, 0, sequence.generated() - before);
                 self.counters.forced_tokens += tokens.saturating_sub(1);
             }
         }
@@ -243,7 +250,7 @@ impl Scheduler {
         ended.sort_unstable_by_key(|&(index, _)| index);
         for (index, closing) in ended.into_iter().rev() {
             // Pages are free by the time that the consumer knows.
-            self.remove(index, usize::MAX).sink.close(closing);
+            self.end(index, usize::MAX).sink.close(closing);
         }
     }
 
@@ -253,17 +260,17 @@ impl Scheduler {
         failed.sort_unstable();
         for index in failed.into_iter().rev() {
             let closing = Event::Failed(SequenceError::Runner(reason.to_owned()));
-            self.remove(index, usize::MAX).sink.close(closing);
+            self.end(index, usize::MAX).sink.close(closing);
         }
     }
 
     /// Ends everything.
     pub(crate) fn fail_all(&mut self) {
         while let Some(last) = self.running.len().checked_sub(1) {
-            let mut sequence = self.remove(last, usize::MAX);
+            let mut sequence = self.end(last, usize::MAX);
             sequence.sink.close(Event::Failed(SequenceError::ShuttingDown));
         }
-        for mut sequence in self.waiting.drain(..) {
+        for mut sequence in self.waiting.drain() {
             sequence.sink.close(Event::Failed(SequenceError::ShuttingDown));
         }
     }
@@ -330,7 +337,7 @@ impl Scheduler {
         sequence.passes = 0;
         sequence.place = Some(QueuePlace::take(&self.places));
         self.counters.retractions += 1;
-        self.waiting.push_front(sequence);
+        self.waiting.put_back(sequence);
     }
 
     /// Moves a sequence in prefill on to what others have put into the tree since its last chunk.
@@ -350,47 +357,33 @@ impl Scheduler {
         sequence.committed = found.tokens;
     }
 
-    /// The waiting sequence to admit next: replies under way first, then the most cached tokens and the longest
-    /// wait. One whose prefix is just being computed by another is left until it can share it.
-    fn choose(&self) -> Option<usize> {
-        let ready = || {
-            let waiting = self.waiting.iter().enumerate();
-            waiting.filter(|(_, sequence)| !sequence.sink.is_blocked())
-        };
-        if let Some((index, _)) =
-            ready().find(|(_, s)| s.started || self.waiting.len() > LONGEST_PREFIX_LIMIT)
-        {
-            return Some(index);
-        }
+    /// The waiting sequence to admit next. One whose prefix is just being computed by another is left until it can
+    /// share it.
+    fn choose(&self) -> Option<Place> {
         let page_size = self.cache.page_size();
-        let score = |sequence: &Running| {
+        self.waiting.choose(|sequence| {
             let cached = self.cache.peek_prefix(sequence.namespace, sequence.matchable());
             let filling = |s: &Running| s.is_filling_for(sequence, cached, page_size);
-            (!self.running.iter().any(filling)).then_some(cached + sequence.passes * AGEING_TOKENS)
-        };
-        let scored = ready().filter_map(|(index, s)| score(s).map(|score| (index, score)));
-        // The first of equals has waited longest.
-        scored
-            .reduce(|best, next| if next.1 > best.1 { next } else { best })
-            .map(|(index, _)| index)
+            (!self.running.iter().any(filling)).then_some(cached)
+        })
     }
 
     /// Starts a waiting sequence if its KV is likely to fit; leaves it where it is otherwise.
-    fn admit(&mut self, chosen: usize, now: Instant) -> bool {
-        let Some(mut sequence) = self.waiting.remove(chosen) else {
+    fn admit(&mut self, chosen: Place, now: Instant) -> bool {
+        let Some(mut sequence) = self.waiting.take(chosen) else {
             return false;
         };
         let cached = self.cache.peek_prefix(sequence.namespace, sequence.matchable());
         // A look before the match, which counts as a use: a sequence that does not fit is looked at every step.
         if !self.fits(&sequence, cached) {
-            self.waiting.insert(chosen, sequence);
+            self.waiting.untake(chosen, sequence);
             return false;
         }
         let found = self.cache.match_prefix(sequence.namespace, sequence.matchable());
         // And one after it: what was just protected can no longer be evicted.
         if !self.fits(&sequence, found.tokens) {
             self.cache.release(found.guard);
-            self.waiting.insert(chosen, sequence);
+            self.waiting.untake(chosen, sequence);
             return false;
         }
         sequence.place = None;
@@ -402,6 +395,11 @@ impl Scheduler {
                 .for_each(|grammar| self.masks.compute(grammar));
             self.counters.lookup_tokens += sequence.prompt_len as u64;
             self.counters.hit_tokens += found.tokens as u64;
+            self.waiting.serve(
+                sequence.tenant,
+                sequence.prompt_len - found.tokens.min(sequence.prompt_len),
+                0,
+            );
             sequence.sink.send(Event::Started {
                 at: now,
                 cached_tokens: found.tokens,
@@ -424,6 +422,13 @@ impl Scheduler {
         let reserved = |running: &Running| running.reserved_pages(page_size, RESERVED_TOKENS);
         let promised: usize = self.running.iter().map(reserved).sum();
         self.running.is_empty() || own + promised <= self.cache.available()
+    }
+
+    /// Takes a sequence out for good.
+    fn end(&mut self, index: usize, keep: usize) -> Running {
+        let sequence = self.remove(index, keep);
+        self.waiting.left(sequence.tenant);
+        sequence
     }
 
     /// Takes a sequence out: the KV of its first `keep` tokens goes into the tree, as far as it is computed and

@@ -7,8 +7,7 @@ use penstock_grammar::{Grammar, GrammarCompiler, Matcher, TokenMask, Vocabulary}
 use penstock_model::Batch;
 
 use crate::{
-    EngineConfig, Event, Runner, RunnerError, RunnerInfo, SampleRequest, SampledToken, SamplingParams,
-    Sequence, TokenStream,
+    EngineConfig, Event, Runner, RunnerError, RunnerInfo, SampleRequest, SampledToken, Sequence, TokenStream,
 };
 
 /// Ids from here on are never generated.
@@ -185,15 +184,8 @@ pub(crate) fn constrained_reply(prompt: &[u32], length: usize, mut grammar: Matc
 pub(crate) fn sequence(prompt: &[u32], max_tokens: usize) -> Sequence {
     Sequence {
         prompt: prompt.to_vec(),
-        sampling: SamplingParams::default(),
-        stop_token_ids: Vec::new(),
         max_tokens,
-        top_logprobs: None,
-        deadline: None,
-        namespace: 0,
-        resumed: 0,
-        grammar: None,
-        prompt_logprobs: None,
+        ..Sequence::default()
     }
 }
 

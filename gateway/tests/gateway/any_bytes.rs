@@ -28,7 +28,7 @@ const HTTP: [&str; 4] = [
     "/generate",
     "/v1/feedback",
 ];
-const GRPC: [&str; 4] = ["Generate", "Tokenize", "ListModels", "Feedback"];
+const GRPC: [&str; 5] = ["Generate", "Score", "Tokenize", "ListModels", "Feedback"];
 /// Names that requests have, so that made-up ones get far.
 const NAMES: [&str; 34] = [
     "model",
@@ -235,7 +235,7 @@ fn made_up_json_is_served_or_refused_with_the_reason() {
 #[test]
 fn bytes_that_are_no_frame_are_an_invalid_argument_of_every_method() {
     // ListModels has nothing to say, and does not read what it is told.
-    let methods = select(&["Generate", "Tokenize", "Feedback"][..]);
+    let methods = select(&["Generate", "Score", "Tokenize", "Feedback"][..]);
     Target::start().hold(200, (methods, bytes()), async |address, (method, body)| {
         let compressed = body.first() == Some(&1);
         let status = call(address, method, body).await;
@@ -270,6 +270,7 @@ fn a_frame_around_any_bytes_is_served_or_the_senders_fault() {
             let reads = match method {
                 "Generate" => v1::GenerateRequest::decode(payload.as_slice()).is_ok(),
                 "Tokenize" => v1::TokenizeRequest::decode(payload.as_slice()).is_ok(),
+                "Score" => v1::ScoreRequest::decode(payload.as_slice()).is_ok(),
                 "Feedback" => v1::FeedbackRequest::decode(payload.as_slice()).is_ok(),
                 _ => true,
             };

@@ -347,7 +347,7 @@ async fn a_huge_request_is_refused_and_the_connection_goes_on() {
 }
 
 #[tokio::test]
-async fn tokenize_passes_and_models_are_listed() {
+async fn tokenize_and_score_pass_and_models_are_listed() {
     let (_worker, _gateway, mut client) = one(Behaviour::Speak).await;
     let request = v1::TokenizeRequest {
         model: "demo@v3".into(),
@@ -362,6 +362,21 @@ async fn tokenize_passes_and_models_are_listed() {
             text: "demo".into()
         }
     );
+
+    let text = |text: &str| v1::Continuation {
+        kind: Some(v1::continuation::Kind::Text(text.into())),
+    };
+    let request = v1::ScoreRequest {
+        model: "demo@v2".into(),
+        input: Some(v1::score_request::Input::Prompt("1 + 1 = ".into())),
+        continuations: vec![text("2"), text("three")],
+        ..Default::default()
+    };
+    let reply = client.score(request).await.unwrap();
+    assert_eq!(reply.metadata().get("x-model-version").unwrap(), "v2");
+    let scores = reply.into_inner().scores;
+    let logprobs: Vec<f64> = scores.iter().map(|score| score.logprob).collect();
+    assert_eq!(logprobs, [-3.0, -7.0]);
 
     let models = client
         .list_models(v1::ListModelsRequest {})

@@ -214,6 +214,21 @@ impl Inference for Service {
         }))
     }
 
+    async fn score(&self, request: Request<v1::ScoreRequest>) -> Result<Response<v1::ScoreResponse>, Status> {
+        let asked = request.into_inner();
+        let scores = asked
+            .continuations
+            .iter()
+            .map(|continuation| v1::ContinuationScore {
+                logprob: -(continuation.encoded_len() as f64),
+                ..Default::default()
+            });
+        Ok(Response::new(v1::ScoreResponse {
+            scores: scores.collect(),
+            usage: None,
+        }))
+    }
+
     async fn list_models(
         &self,
         _: Request<v1::ListModelsRequest>,

@@ -16,6 +16,8 @@ pub(crate) struct CallMetadata {
     pub(crate) epoch: Option<String>,
     /// Why it was assigned so.
     pub(crate) reason: Option<String>,
+    /// Who the request counts for; 0 where nobody said so.
+    pub(crate) tenant: u64,
     /// When the caller stops waiting.
     pub(crate) deadline: Option<Instant>,
 }
@@ -37,7 +39,14 @@ impl CallMetadata {
             // A time that no clock reaches is no deadline.
             Some(value) => arrived.checked_add(parse_timeout(&value)?),
         };
+        let tenant = match text(names::TENANT)? {
+            None => 0,
+            Some(value) => value
+                .parse()
+                .map_err(|_| Violation::new(names::TENANT, format!("{value:?} is not a number")))?,
+        };
         Ok(Self {
+            tenant,
             revision: text(names::MODEL_VERSION)?,
             epoch: text(names::ROLLOUT_EPOCH)?,
             reason: text(names::ASSIGNMENT_REASON)?,
@@ -62,6 +71,11 @@ impl CallMetadata {
     /// Response metadata: who answers, why, and with which seed.
     pub(crate) fn respond(&self, revision: &str, seed: u64, metadata: &mut MetadataMap) {
         metadata.insert(names::SEED, seed.into());
+        self.tell(revision, metadata);
+    }
+
+    /// Response metadata of a reply without random numbers.
+    pub(crate) fn tell(&self, revision: &str, metadata: &mut MetadataMap) {
         for (name, value) in [
             (names::MODEL_VERSION, revision),
             (names::ROLLOUT_EPOCH, self.epoch()),

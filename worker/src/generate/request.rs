@@ -13,6 +13,10 @@ const MAX_STOP_BYTES: usize = 256;
 const MAX_STOP_TOKEN_IDS: usize = 64;
 /// Biased ids of one request at most; each costs a write per token.
 const MAX_LOGIT_BIAS: usize = 1024;
+/// Priorities are between this and its negative.
+const MOST_PRIORITY: i32 = 100;
+/// Bytes of a salt at most.
+const MAX_SALT_BYTES: usize = 256;
 /// Alternatives per token at most.
 const MAX_TOP_LOGPROBS: u32 = 20;
 
@@ -31,6 +35,15 @@ pub(crate) struct Generation {
     /// What another worker generated of the reply.
     pub(crate) resume: Option<v1::Resume>,
     pub(crate) grammar: Option<Grammar>,
+    pub(crate) standing: Standing,
+}
+
+/// Whose turn a request is, and with whom it shares prefixes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Standing {
+    pub(crate) priority: i32,
+    /// Namespace of its KV; 0 without a salt.
+    pub(crate) namespace: u64,
 }
 
 /// What to continue.
@@ -49,6 +62,32 @@ impl Input {
             Self::Ids(_) => 0,
             Self::Chat(messages) => messages.iter().map(|message| message.content.len()).sum(),
         }
+    }
+}
+
+impl Standing {
+    /// Reads what a request says of it.
+    pub(crate) fn read(priority: i32, cache_salt: &str) -> Result<Self, Violation> {
+        if priority.abs() > MOST_PRIORITY {
+            let description = format!("must be -{MOST_PRIORITY} to {MOST_PRIORITY}, not {priority}");
+            return Err(Violation::new("priority", description));
+        }
+        if cache_salt.len() > MAX_SALT_BYTES {
+            let length = cache_salt.len();
+            let description = format!("has {length} bytes, at most {MAX_SALT_BYTES} are possible");
+            return Err(Violation::new("cache_salt", description));
+        }
+        let salted = || {
+            let digest = blake3::hash(cache_salt.as_bytes());
+            let [a, b, c, d, e, f, g, h, ..] = *digest.as_bytes();
+            // Not that of requests without a salt.
+            u64::from_le_bytes([a, b, c, d, e, f, g, h]).max(1)
+        };
+        let namespace = match cache_salt {
+            "" => 0,
+            _ => salted(),
+        };
+        Ok(Self { priority, namespace })
     }
 }
 
@@ -107,6 +146,8 @@ pub(crate) fn parse(
         violations.push(Violation::new("sampling.logit_bias", description));
     }
     let grammar = grammar(request.grammar).map_err(|violation| violations.push(violation));
+    let standing = Standing::read(request.priority, &request.cache_salt);
+    let standing = standing.map_err(|violation| violations.push(violation));
     stop_strings(&wire.stop, &mut violations);
     if wire.stop_token_ids.len() > MAX_STOP_TOKEN_IDS {
         let description = format!(
@@ -119,8 +160,8 @@ pub(crate) fn parse(
         let description = format!("must be 0 to {MAX_TOP_LOGPROBS}, not {count}");
         violations.push(Violation::new("top_logprobs", description));
     }
-    match (input, grammar) {
-        (Some(input), Ok(grammar)) if violations.is_empty() => Ok(Generation {
+    match (input, grammar, standing) {
+        (Some(input), Ok(grammar), Ok(standing)) if violations.is_empty() => Ok(Generation {
             input,
             sampling,
             stop: wire.stop,
@@ -131,6 +172,7 @@ pub(crate) fn parse(
             echo: request.echo,
             resume: request.resume,
             grammar,
+            standing,
         }),
         _ => Err(violations),
     }

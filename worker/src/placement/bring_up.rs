@@ -99,14 +99,7 @@ async fn warm(served: &Arc<Served>, prefix: String) -> Result<(), String> {
             temperature: 0.0,
             ..SamplingParams::default()
         },
-        stop_token_ids: Vec::new(),
-        max_tokens: 1,
-        top_logprobs: None,
-        deadline: None,
-        namespace: 0,
-        resumed: 0,
-        grammar: None,
-        prompt_logprobs: None,
+        ..Sequence::default()
     };
     let mut tokens = served.engine.submit(sequence).map_err(|error| chain(&error))?;
     loop {

@@ -336,3 +336,194 @@ async fn a_reply_that_another_worker_began_ends_as_it_would_have_there() {
     let status = generate(&mut first.client, with(foreign, &[])).await.unwrap_err();
     assert!(status.message().contains("resume.text_offset"), "{status}");
 }
+
+#[tokio::test]
+async fn scores_are_the_log_probabilities_that_an_echo_tells() {
+    use v1::{continuation, score_request};
+    let mut running = demo().await;
+    let text = "The capital of France is";
+    let continuations = [" Paris.", " Rome.", " purple"];
+    let kind = |text: &str| v1::Continuation {
+        kind: Some(continuation::Kind::Text(text.into())),
+    };
+    let request = v1::ScoreRequest {
+        input: Some(score_request::Input::Prompt(text.into())),
+        continuations: continuations.map(kind).into(),
+        token_logprobs: true,
+        ..Default::default()
+    };
+    let scored = running.client.score(request.clone()).await.unwrap().into_inner();
+    assert_eq!(scored.scores.len(), 3);
+    for (continuation, score) in continuations.iter().zip(&scored.scores) {
+        let echo = v1::GenerateRequest {
+            echo: true,
+            top_logprobs: Some(1),
+            ..prompt(&format!("{text}{continuation}"), tokens(1))
+        };
+        let reply = generate(&mut running.client, with(echo, &[])).await.unwrap();
+        let prompt_tokens = reply.usage().prompt_tokens as usize;
+        let told: Vec<_> = reply.chunks.iter().flat_map(|chunk| &chunk.logprobs).collect();
+        let told = &told[prompt_tokens - score.token_ids.len()..prompt_tokens];
+        assert_eq!(
+            told.iter().map(|token| token.token_id).collect::<Vec<_>>(),
+            score.token_ids
+        );
+        for (token, &logprob) in told.iter().zip(&score.token_logprobs) {
+            assert!((token.logprob - logprob).abs() < 1e-3, "{token:?} {logprob}");
+        }
+        let sum: f64 = score
+            .token_logprobs
+            .iter()
+            .map(|&logprob| f64::from(logprob))
+            .sum();
+        assert!((score.logprob - sum).abs() < 1e-6);
+        let greedy = told.iter().all(|token| token.top[0].token_id == token.token_id);
+        assert_eq!(score.is_greedy, greedy);
+    }
+    let [paris, rome, purple] = [0, 1, 2].map(|index: usize| scored.scores[index].logprob);
+    assert!(paris > rome && rome > purple, "{paris} {rome} {purple}");
+
+    // The ids of the prompt and of a continuation give the same; a second time most of it is cached.
+    let ids = running
+        .client
+        .tokenize(v1::TokenizeRequest {
+            input: Some(v1::tokenize_request::Input::Prompt(text.into())),
+            ..Default::default()
+        })
+        .await
+        .unwrap()
+        .into_inner()
+        .ids;
+    let by_ids = v1::ScoreRequest {
+        input: Some(score_request::Input::InputIds(v1::TokenIds { ids })),
+        continuations: vec![v1::Continuation {
+            kind: Some(continuation::Kind::Ids(v1::TokenIds {
+                ids: scored.scores[0].token_ids.clone(),
+            })),
+        }],
+        ..request.clone()
+    };
+    let again = running.client.score(by_ids).await.unwrap().into_inner();
+    assert!((again.scores[0].logprob - paris).abs() < 1e-3);
+
+    // Behind a chat, too.
+    let message = |content: &str| v1::ChatMessage {
+        role: "user".into(),
+        content: content.into(),
+    };
+    let chat = v1::ScoreRequest {
+        input: Some(score_request::Input::Chat(v1::Chat {
+            messages: vec![message("What is the capital of France?")],
+        })),
+        ..request
+    };
+    let chat = running.client.score(chat).await.unwrap().into_inner();
+    assert!(
+        chat.scores[0].logprob > chat.scores[2].logprob,
+        "{:?}",
+        chat.scores
+    );
+}
+
+#[tokio::test]
+async fn a_score_that_cannot_be_given_names_its_field() {
+    use v1::{continuation::Kind as Of, score_request::Input as Before};
+    let mut running = demo().await;
+    let text = |text: &str| v1::Continuation {
+        kind: Some(Of::Text(text.into())),
+    };
+    let ids = |ids: Vec<u32>| v1::Continuation {
+        kind: Some(Of::Ids(v1::TokenIds { ids })),
+    };
+    let good = v1::ScoreRequest {
+        input: Some(Before::Prompt("One".into())),
+        continuations: vec![text(" two")],
+        ..Default::default()
+    };
+    for (field, request) in [
+        (
+            "input",
+            v1::ScoreRequest {
+                input: None,
+                ..good.clone()
+            },
+        ),
+        (
+            "input",
+            v1::ScoreRequest {
+                input: Some(Before::InputIds(v1::TokenIds::default())),
+                ..good.clone()
+            },
+        ),
+        (
+            "continuations",
+            v1::ScoreRequest {
+                continuations: vec![],
+                ..good.clone()
+            },
+        ),
+        (
+            "continuations",
+            v1::ScoreRequest {
+                continuations: vec![text("a"); 257],
+                ..good.clone()
+            },
+        ),
+        (
+            "continuations[1]",
+            v1::ScoreRequest {
+                continuations: vec![text("a"), text("")],
+                ..good.clone()
+            },
+        ),
+        (
+            "continuations[0]",
+            v1::ScoreRequest {
+                continuations: vec![ids(vec![u32::MAX])],
+                ..good.clone()
+            },
+        ),
+        (
+            "continuations[0]",
+            v1::ScoreRequest {
+                continuations: vec![ids(vec![1; 100_000])],
+                ..good.clone()
+            },
+        ),
+        (
+            "priority",
+            v1::ScoreRequest {
+                priority: 101,
+                ..good.clone()
+            },
+        ),
+        (
+            "cache_salt",
+            v1::ScoreRequest {
+                cache_salt: "x".repeat(257),
+                ..good.clone()
+            },
+        ),
+    ] {
+        let status = running.client.score(request).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+        let details = status.get_error_details();
+        let named = &details.bad_request().unwrap().field_violations[0].field;
+        assert_eq!(named, field, "{status}");
+    }
+    assert!(running.client.score(good).await.is_ok());
+}
+
+#[tokio::test]
+async fn prefixes_are_shared_within_one_salt_only() {
+    let mut running = demo().await;
+    let text = "A long beginning that many requests have in common. ".repeat(8);
+    for (salt, cached) in [("", false), ("a", false), ("a", true), ("b", false), ("", true)] {
+        let request = v1::GenerateRequest {
+            cache_salt: salt.into(),
+            ..prompt(&text, tokens(1))
+        };
+        let reply = generate(&mut running.client, with(request, &[])).await.unwrap();
+        assert_eq!(reply.usage().cached_tokens > 0, cached, "{salt:?}");
+    }
+}

@@ -40,6 +40,10 @@ pub(crate) struct Running {
     pub(super) sink: EventSink,
     pub(super) namespace: u64,
     pub(super) stop_token_ids: Vec<u32>,
+    pub(super) priority: i32,
+    pub(super) tenant: u64,
+    /// How many came before it.
+    pub(super) arrival: u64,
     /// Times that a later one was admitted before it.
     pub(super) passes: usize,
     pub(super) started: bool,
@@ -98,6 +102,9 @@ impl Running {
             sink,
             namespace: sequence.namespace,
             stop_token_ids: sequence.stop_token_ids,
+            priority: sequence.priority,
+            tenant: sequence.tenant,
+            arrival: 0,
             passes: 0,
             started: false,
             place: Some(place),

@@ -12,6 +12,7 @@ use crate::{
 
 mod constrained;
 mod scoring;
+mod turns;
 
 /// A scheduler with a runner, one step at a time; every step ends with a check of the cache.
 struct Bench {

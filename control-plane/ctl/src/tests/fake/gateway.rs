@@ -62,6 +62,10 @@ impl Inference for Fake {
         Err(Status::unimplemented("not asked for here"))
     }
 
+    async fn score(&self, _: Request<ScoreRequest>) -> Result<Response<ScoreResponse>, Status> {
+        Err(Status::unimplemented("not in this test"))
+    }
+
     async fn list_models(
         &self,
         _: Request<ListModelsRequest>,
