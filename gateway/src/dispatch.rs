@@ -77,10 +77,18 @@ pub(crate) struct Dispatch {
 /// An attempt that brought no reply.
 pub(crate) struct Failed {
     status: Status,
-    /// Another worker may do better.
-    retry: bool,
-    /// The worker itself may do better: its connection was closed before it saw the request.
-    unseen: bool,
+    cure: Cure,
+}
+
+/// Who may do better than a worker that failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cure {
+    Nobody,
+    Another,
+    /// Another worker: this one cannot be reached.
+    Unreached,
+    /// The worker itself: its connection was closed before it saw the request.
+    Same,
 }
 
 /// What a worker began to answer.
@@ -219,10 +227,11 @@ impl Dispatch {
     /// Sends the request and waits for the first part of the reply; `note` hears of each worker that is asked, and
     /// how many were before.
     pub(crate) async fn send(&mut self, mut note: impl FnMut(&str, usize)) -> Result<Sent, Status> {
-        let mut last = None;
-        for attempt in 0..ATTEMPTS {
+        let (mut last, mut asked, mut tries) = (None, 0, 0);
+        while asked < ATTEMPTS {
             let Some(picked) = self.pick() else { break };
-            note(&picked.endpoint, attempt);
+            note(&picked.endpoint, tries);
+            tries += 1;
             match self.attempt(&picked).await {
                 Ok(sent) => {
                     self.refresh();
@@ -230,7 +239,14 @@ impl Dispatch {
                 }
                 Err(failed) => {
                     self.failed(&picked, &failed);
-                    let again = failed.unseen || failed.retry && self.forwarder.budget.spend();
+                    let again = match failed.cure {
+                        Cure::Nobody => false,
+                        Cure::Another => self.forwarder.budget.spend(),
+                        // Nobody has worked for it.
+                        Cure::Unreached | Cure::Same => true,
+                    };
+                    // Of workers that are gone there is one less each time.
+                    asked += usize::from(failed.cure != Cure::Unreached);
                     last = Some(failed.status);
                     if !again {
                         break;
@@ -273,7 +289,7 @@ impl Dispatch {
                 match self.attempt(&picked).await {
                     Ok(sent) => return Ok(sent),
                     // A queue that is full now will have room: nobody gains if the reply is thrown away.
-                    Err(failed) if failed.retry || is_transient(failed.status.code()) => {
+                    Err(failed) if failed.cure != Cure::Nobody || is_transient(failed.status.code()) => {
                         if failed.status.code() == Code::ResourceExhausted {
                             patience = QUEUE_PATIENCE;
                         }
@@ -304,22 +320,22 @@ impl Dispatch {
         let endpoint = &picked.endpoint;
         let mut sender = picked.peer.sender().await.map_err(|error| Failed {
             status: error::unavailable(format!("worker {endpoint} cannot be reached: {error}")),
-            retry: true,
-            unseen: false,
+            cure: Cure::Unreached,
         })?;
         let request = self.request(&picked.peer)?;
         let response = sender.send_request(request).await.map_err(|error| Failed {
             status: error::unavailable(format!("worker {endpoint} did not answer: {error}")),
-            retry: true,
-            unseen: error.is_canceled() || error.is_closed(),
+            cure: match error.is_canceled() || error.is_closed() {
+                true => Cure::Same,
+                false => Cure::Another,
+            },
         })?;
         let (parts, body) = response.into_parts();
         if parts.status != http::StatusCode::OK {
             let message = format!("worker {endpoint} answered with HTTP status {}", parts.status);
             return Err(Failed {
                 status: error::unavailable(message),
-                retry: true,
-                unseen: false,
+                cure: Cure::Another,
             });
         }
         let begun = begin(endpoint, parts.headers, body)
@@ -349,8 +365,7 @@ impl Dispatch {
             Ok(()) => failed,
             Err(error) => Failed {
                 status: Status::invalid_argument(format!("the request cannot be read: {error}")),
-                retry: false,
-                unseen: false,
+                cure: Cure::Nobody,
             },
         }
     }
@@ -362,13 +377,13 @@ impl Dispatch {
             "a worker did not take a request"
         );
         match failed.status.code() {
-            _ if failed.unseen => {}
-            _ if failed.retry => picked.peer.eject(),
+            _ if failed.cure == Cure::Same => {}
+            _ if failed.cure != Cure::Nobody => picked.peer.eject(),
             code if error::is_workers(code) => picked.peer.failed(),
             Code::ResourceExhausted => picked.peer.refused(&self.want),
             _ => picked.peer.succeeded(),
         }
-        if !failed.unseen {
+        if failed.cure != Cure::Same {
             self.tried.insert(picked.endpoint.clone());
         }
     }
@@ -394,8 +409,7 @@ impl Dispatch {
             .body(Full::new(self.message.framed()));
         let mut request = built.map_err(|error| Failed {
             status: Status::internal(format!("{address:?} cannot be asked: {error}")),
-            retry: true,
-            unseen: false,
+            cure: Cure::Another,
         })?;
         let headers = request.headers_mut();
         headers.clone_from(&self.headers);
@@ -433,8 +447,7 @@ async fn begin(endpoint: &str, headers: HeaderMap, mut body: Incoming) -> Result
     }
     let gone = |why: String| Failed {
         status: error::unavailable(format!("worker {endpoint} ended before its first token: {why}")),
-        retry: true,
-        unseen: false,
+        cure: Cure::Another,
     };
     loop {
         let frame = match body.frame().await {
@@ -475,8 +488,10 @@ fn ended(status: Status) -> Result<(), Failed> {
         Code::Ok => Ok(()),
         code => Err(Failed {
             status,
-            retry: code == Code::Unavailable,
-            unseen: false,
+            cure: match code {
+                Code::Unavailable => Cure::Another,
+                _ => Cure::Nobody,
+            },
         }),
     }
 }

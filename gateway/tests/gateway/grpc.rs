@@ -2,14 +2,15 @@
 
 use std::{sync::atomic::Ordering, time::Duration};
 
+use gateway::{Config, balance::Policy};
 use http_body_util::Full;
 use hyper_util::{client::legacy::Client as HttpClient, rt::TokioExecutor};
 use penstock_proto::v1;
 use tonic::{Code, Status};
 
 use crate::support::{
-    Behaviour, Client, TestGateway, TestWorker, endpoint, eventually, generate, prompt, raw_generate, view,
-    with,
+    Behaviour, Client, TestGateway, TestWorker, config, endpoint, eventually, generate, prompt, raw_generate,
+    view, with,
 };
 
 async fn one(behaviour: Behaviour) -> (TestWorker, TestGateway, Client) {
@@ -451,4 +452,32 @@ async fn whoever_compresses_is_told_which_encodings_there_are() {
         );
     }
     assert_eq!(worker.requests(), 0);
+}
+
+#[tokio::test]
+async fn however_many_workers_are_gone_the_one_that_is_left_is_found() {
+    let worker = TestWorker::start(Behaviour::Speak).await;
+    let mut endpoints = vec![worker.endpoint("alive", &["v1"])];
+    // Nobody listens on the ports of listeners that were dropped.
+    for index in 0..12 {
+        let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        endpoints.push(endpoint(
+            &format!("gone-{index}"),
+            gone.local_addr().unwrap(),
+            &["v1"],
+        ));
+    }
+    let gateway = TestGateway::run(Config {
+        routing: Policy::Random,
+        ..config(view(0, endpoints))
+    })
+    .await;
+    let client = gateway.client().await;
+    let asked = (0..8).map(|_| {
+        let mut client = client.clone();
+        async move { generate(&mut client, with(prompt("demo"), &[])).await }
+    });
+    for reply in futures_util::future::join_all(asked).await {
+        reply.unwrap();
+    }
 }
