@@ -20,6 +20,9 @@ pub(crate) use entry::{Ended, Entry, Running};
 
 /// What belongs to a trial that is over is reported for so long.
 const KEEP: Duration = Duration::from_secs(3600);
+/// Counts of one model that are reported after their trials at most: plans that change fast must not fill the memory
+/// of the gateways, and with it that of the control plane.
+const MOST_OVER: usize = 32;
 
 /// Which trial of which revision a count belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,7 +92,7 @@ impl Ledger {
         entries.get(&subject.hash()).cloned()
     }
 
-    /// Every count. What belongs to a trial that has been over for an hour is dropped.
+    /// Every count. What belongs to a trial that has been over for an hour is dropped, and the oldest of many.
     pub(crate) fn report(&self, snapshot: Option<&Snapshot>, now: Instant) -> Vec<v1::RevisionStats> {
         let in_force = |entry: &Entry| {
             let route = snapshot.and_then(|snapshot| snapshot.routes.get(&entry.model));
@@ -97,8 +100,28 @@ impl Ledger {
         };
         let mut entries = self.0.write().unwrap_or_else(PoisonError::into_inner);
         entries.retain(|_, entry| entry.idle(in_force(entry), now) < KEEP);
+        drop_oldest(&mut entries);
         let entries: Vec<Arc<Entry>> = entries.values().cloned().collect();
         entries.iter().map(|entry| entry.report()).collect()
+    }
+}
+
+/// Leaves the newest few of those whose trials are over.
+fn drop_oldest(entries: &mut HashMap<u64, Arc<Entry>>) {
+    let mut over: HashMap<&str, Vec<(Instant, u64)>> = HashMap::new();
+    for (hash, entry) in entries.iter() {
+        if let Some(since) = entry.over_since() {
+            over.entry(&entry.model).or_default().push((since, *hash));
+        }
+    }
+    let oldest = over.into_values().flat_map(|mut ended| {
+        ended.sort_unstable();
+        ended.truncate(ended.len().saturating_sub(MOST_OVER));
+        ended
+    });
+    let oldest: Vec<u64> = oldest.map(|(_, hash)| hash).collect();
+    for hash in oldest {
+        entries.remove(&hash);
     }
 }
 

@@ -146,6 +146,11 @@ impl Entry {
         now.saturating_duration_since(*tallies.over_since.get_or_insert(now))
     }
 
+    /// Since when its trial is known to be over, with no request running any more.
+    pub(super) fn over_since(&self) -> Option<Instant> {
+        self.tallies().over_since
+    }
+
     pub(super) fn record(&self, key: Option<u64>, ended: &Ended, now: Instant) {
         let facts = &ended.facts;
         let stratum = facts.stratum();

@@ -127,3 +127,29 @@ fn running_requests_are_counted_while_they_run() {
     drop(running);
     assert_eq!(entry.report().in_flight, 0);
 }
+
+#[test]
+fn of_many_trials_that_are_over_the_newest_are_kept() {
+    let (ledger, start) = (Ledger::default(), Instant::now());
+    // One request of the first trial goes on.
+    let running = Running::new(ledger.entry(&route(0), &route(0).stable), None);
+    for step in 0..100 {
+        let route = route(step);
+        ledger.entry(&route, &route.stable);
+        let now = start + Duration::from_secs(u64::from(step));
+        ledger.report(Some(&snapshot(step)), now);
+    }
+    let steps = || {
+        let report = ledger.report(Some(&snapshot(99)), start + Duration::from_secs(100));
+        let mut steps: Vec<u32> = report.iter().map(|stats| stats.step).collect();
+        steps.sort_unstable();
+        steps
+    };
+    let newest = 99 - u32::try_from(MOST_OVER).unwrap()..=99;
+    let expected: Vec<u32> = std::iter::once(0).chain(newest.clone()).collect();
+    assert_eq!(steps(), expected);
+    drop(running);
+    let expected: Vec<u32> = newest.collect();
+    // It is the last that ended; the one before it is dropped for it.
+    assert_eq!(steps(), [&[0], &expected[1..]].concat());
+}
