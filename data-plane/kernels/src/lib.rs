@@ -19,11 +19,15 @@
 //! assert_eq!(y, [-1.0, -1.0, -1.0]);
 //! ```
 //!
+//! With the feature `cuda` there are the same kernels for CUDA cards, in the module `cuda`.
+//!
 //! The crate refuses to know models, checkpoints and scheduling; it takes slices.
 
 mod activation;
 mod attention;
 mod buffer;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod isa;
 mod lanes;
 mod linear;
