@@ -173,12 +173,16 @@ impl Catalogue {
         }
     }
 
-    /// Name of a revision whose engine makes no progress.
+    /// A revision whose engine makes no progress, and why.
     pub(crate) fn stalled(&self) -> Option<String> {
-        self.all()
-            .iter()
-            .find(|served| served.engine.stats().progress_stalled)
-            .map(|served| served.name())
+        self.all().iter().find_map(|served| {
+            let stats = served.engine.stats();
+            let why = || match stats.unavailable {
+                Some(reason) => format!("the engine of {} cannot run a step: {reason}", served.name()),
+                None => format!("the engine of {} completes no step", served.name()),
+            };
+            stats.progress_stalled.then(why)
+        })
     }
 
     /// What `ListModels` answers.

@@ -182,6 +182,14 @@ pub struct Args {
     #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
     max_batch_tokens: u32,
 
+    /// Ranks that each model is split over: each has a part of every layer. Divides the model's heads
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    tensor_parallel_size: u32,
+
+    /// A step that takes longer is taken for stuck: the worker leaves rotation until steps complete again
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = parse_duration)]
+    watchdog_timeout: Duration,
+
     /// Time that running requests get when the worker is told to end
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
     drain_timeout: Duration,
@@ -229,6 +237,8 @@ impl Args {
             max_running: self.max_running as usize,
             max_waiting: self.max_waiting as usize,
             max_batch_tokens: self.max_batch_tokens as usize,
+            tensor_parallel_size: self.tensor_parallel_size as usize,
+            watchdog_timeout: self.watchdog_timeout,
             drain_timeout: self.drain_timeout,
             ..Config::new(store, self.models)
         }

@@ -82,6 +82,10 @@ pub struct Config {
     pub max_waiting: usize,
     /// Tokens of one step at most.
     pub max_batch_tokens: usize,
+    /// Ranks that each model is split over.
+    pub tensor_parallel_size: usize,
+    /// A step that takes longer takes the worker out of rotation, and fails where ranks wait for each other.
+    pub watchdog_timeout: Duration,
     /// How long requests in flight may go on once the worker is told to end.
     pub drain_timeout: Duration,
     /// Is told how far loading is.
@@ -124,6 +128,8 @@ impl Config {
             max_running: 64,
             max_waiting: 256,
             max_batch_tokens: 512,
+            tensor_parallel_size: 1,
+            watchdog_timeout: Duration::from_secs(60),
             drain_timeout: Duration::from_secs(30),
             progress: None,
             metrics: Metrics::local(),

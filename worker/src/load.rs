@@ -7,7 +7,7 @@ use std::{
 };
 
 use penstock_engine::{CandleRunner, Engine, EngineConfig, EngineError, FakeConfig, FakeRunner, Runner};
-use penstock_model::{CacheLayout, LoadOptions, Model, ModelConfig};
+use penstock_model::{CacheLayout, LoadOptions, Model, ModelConfig, TensorParallel};
 use penstock_telemetry::instruments::{EngineObservation, Served as Labels, WorkerMetrics};
 use penstock_text::{ChatTemplate, TextError, Tokenizer};
 
@@ -202,7 +202,7 @@ fn revision(config: &Config, request: Request) -> Result<Served, LoadErrorKind> 
             max_running: config.max_running,
             max_waiting: config.max_waiting,
             max_batch_tokens: config.max_batch_tokens,
-            ..EngineConfig::default()
+            stall_after: config.watchdog_timeout,
         },
         parts.runner,
     )?;
@@ -264,7 +264,8 @@ fn candle(config: &Config, request: &Request) -> Result<Parts, LoadErrorKind> {
             "the tokenizer has tokens that the model does not know; prompts with them are refused"
         );
     }
-    let per_token = Model::kv_bytes_per_token(&model_config, config.dtype) as u64;
+    let per_token =
+        Model::kv_bytes_per_token(&model_config, config.dtype, config.tensor_parallel_size) as u64;
     let num_pages = num_pages(config, per_token, model_config.max_position_embeddings)?;
     let digest = penstock_model::manifest_digest(dir)?;
     check_digest(request, &digest)?;
@@ -292,6 +293,10 @@ fn candle(config: &Config, request: &Request) -> Result<Parts, LoadErrorKind> {
                 num_pages,
             },
             device: penstock_model::Device::Cpu,
+            tensor_parallel: TensorParallel {
+                size: config.tensor_parallel_size,
+                timeout: config.watchdog_timeout,
+            },
             progress: &report,
         },
     )?;

@@ -25,7 +25,7 @@ pub enum Readiness {
     Serving,
     /// No new requests; running ones finish.
     Draining,
-    /// Sequences run and no step completes on the named engine.
+    /// An engine completes no step: which, and why.
     Stalled(String),
 }
 
@@ -36,7 +36,7 @@ impl fmt::Display for Readiness {
             Self::Empty => f.write_str("serving no revision: waiting for a placement"),
             Self::Serving => f.write_str("serving"),
             Self::Draining => f.write_str("draining"),
-            Self::Stalled(engine) => write!(f, "stalled: the engine of {engine} completes no step"),
+            Self::Stalled(why) => write!(f, "stalled: {why}"),
         }
     }
 }
@@ -79,10 +79,10 @@ impl ReadinessGate {
         self.change(|_| Some(Readiness::Draining));
     }
 
-    /// What the watchdog saw: the engine without progress, if there is one.
+    /// What the watchdog saw: an engine without progress, if there is one.
     pub(crate) fn observed(&self, stalled: Option<String>) {
         self.change(|now| match (now, stalled) {
-            (Readiness::Serving | Readiness::Stalled(_), Some(engine)) => Some(Readiness::Stalled(engine)),
+            (Readiness::Serving | Readiness::Stalled(_), Some(why)) => Some(Readiness::Stalled(why)),
             (Readiness::Stalled(_), None) => Some(Readiness::Serving),
             _ => None,
         });

@@ -212,7 +212,11 @@ impl Registration {
         if let Some(first) = all.first() {
             self.record.device.clone_from(&first.engine.runner().device);
         }
-        self.record.draining = *self.readiness.borrow_and_update() == Readiness::Draining;
+        // Who makes no progress gets nothing new until it does.
+        self.record.draining = matches!(
+            *self.readiness.borrow_and_update(),
+            Readiness::Draining | Readiness::Stalled(_)
+        );
         let transaction = Transaction {
             preconditions: Vec::new(),
             operations: vec![Operation::Put {

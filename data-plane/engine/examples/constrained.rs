@@ -12,7 +12,7 @@ use penstock_engine::{
     CandleRunner, Engine, EngineConfig, Event, FinishReason, Matcher, SamplingParams, Sequence,
 };
 use penstock_grammar::{Grammar, GrammarCompiler, Vocabulary};
-use penstock_model::{CacheLayout, Device, LoadOptions, Model};
+use penstock_model::{CacheLayout, Device, LoadOptions, Model, TensorParallel};
 use safetensors::tensor::{Dtype, TensorView};
 
 const BATCH: usize = 8;
@@ -45,6 +45,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             num_pages: config.num_pages,
         },
         device: Device::Cpu,
+        tensor_parallel: TensorParallel::default(),
         progress: &|_| {},
     };
     let engine = Engine::start(config, Box::new(CandleRunner::new(Model::load(dir, options)?)))?;

@@ -1,6 +1,6 @@
 //! The runner of real models.
 
-use penstock_model::{Batch, Model};
+use penstock_model::{Batch, Model, ModelError};
 
 use crate::{
     SampleRequest, SampledToken,
@@ -44,15 +44,17 @@ impl Runner for CandleRunner {
         }
     }
 
+    fn ready(&mut self) -> Result<(), RunnerError> {
+        self.model.ready().map_err(failure)
+    }
+
     fn step(
         &mut self,
         batch: &Batch,
         samples: &[SampleRequest<'_>],
         out: &mut Vec<Result<SampledToken, RunnerError>>,
     ) -> Result<(), RunnerError> {
-        self.model
-            .forward(batch, &mut self.logits)
-            .map_err(|error| failure(error.to_string()))?;
+        self.model.forward(batch, &mut self.logits).map_err(failure)?;
         let rows = self.logits.chunks_exact_mut(self.model.config().vocab_size);
         for (row, (logits, request)) in rows.zip(samples).enumerate() {
             out.push(self.sampler.sample(row, logits, request));
@@ -61,28 +63,47 @@ impl Runner for CandleRunner {
     }
 }
 
-/// Devices tell of memory that they lack in words alone.
-fn failure(reason: String) -> RunnerError {
-    let words = reason.to_lowercase();
-    if words.contains("out of memory") || words.contains("out_of_memory") {
-        RunnerError::OutOfMemory(reason)
-    } else {
-        RunnerError::Model(reason)
+fn failure(error: ModelError) -> RunnerError {
+    let reason = error.to_string();
+    match error {
+        ModelError::Rank(_) => RunnerError::Unavailable(reason),
+        _ if tells_of_memory(&reason) => RunnerError::OutOfMemory(reason),
+        _ => RunnerError::Model(reason),
     }
+}
+
+/// Devices tell of memory that they lack in words alone.
+fn tells_of_memory(reason: &str) -> bool {
+    let words = reason.to_lowercase();
+    words.contains("out of memory") || words.contains("out_of_memory")
 }
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
+    use std::{
+        path::Path,
+        sync::{
+            Arc,
+            atomic::{AtomicBool, Ordering},
+        },
+        thread,
+        time::{Duration, Instant},
+    };
 
     use penstock_grammar::{Grammar, GrammarCompiler, Vocabulary};
-    use penstock_model::{CacheLayout, Device, Dtype, LoadOptions};
+    use penstock_model::{
+        CacheLayout, Collective, CollectiveError, Device, Dtype, LoadOptions, LocalCollective, TensorParallel,
+    };
 
     use super::*;
     use crate::{Engine, EngineConfig, Sequence, testing::Heard};
 
     /// An engine that runs the demo checkpoint in f32.
     fn start(config: EngineConfig) -> Engine {
+        start_on(config, LocalCollective::group(1, Duration::from_secs(60)))
+    }
+
+    fn start_on<C: Collective + 'static>(config: EngineConfig, ranks: Vec<C>) -> Engine {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/models/demo/v1");
         let options = LoadOptions {
             dtype: Some(Dtype::F32),
@@ -91,9 +112,16 @@ mod tests {
                 num_pages: config.num_pages,
             },
             device: Device::Cpu,
+            tensor_parallel: TensorParallel {
+                size: ranks.len(),
+                timeout: Duration::from_millis(300),
+            },
             progress: &|_| {},
         };
-        let model = Model::load(&dir, options).unwrap();
+        let ranks = ranks
+            .into_iter()
+            .map(|rank| Arc::new(rank) as Arc<dyn Collective>);
+        let model = Model::load_with(&dir, options, ranks.collect()).unwrap();
         Engine::start(config, Box::new(CandleRunner::new(model))).unwrap()
     }
 
@@ -112,9 +140,12 @@ mod tests {
 
     #[test]
     fn memory_that_lacks_is_told_from_other_failures() {
-        let cuda = "a tensor operation failed: DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"no\")";
-        assert!(matches!(failure(cuda.into()), RunnerError::OutOfMemory(reason) if reason == cuda));
-        assert!(matches!(failure("invalid batch".into()), RunnerError::Model(_)));
+        assert!(tells_of_memory(
+            "a tensor operation failed: DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"no\")"
+        ));
+        assert!(!tells_of_memory("invalid batch"));
+        let rank = ModelError::Rank("rank 1 has no memory".into());
+        assert!(matches!(failure(rank), RunnerError::Unavailable(reason) if reason.contains("rank 1")));
     }
 
     #[test]
@@ -217,5 +248,81 @@ mod tests {
         });
         let vocabulary = Vocabulary::new(bytes.collect(), &special, &special).unwrap();
         (GrammarCompiler::new(vocabulary, Default::default()), tokenizer)
+    }
+
+    /// A rank that does not come while it is told so.
+    #[derive(Debug)]
+    struct Lazy {
+        inner: LocalCollective,
+        stuck: Arc<AtomicBool>,
+    }
+
+    impl Collective for Lazy {
+        fn rank(&self) -> usize {
+            self.inner.rank()
+        }
+
+        fn size(&self) -> usize {
+            self.inner.size()
+        }
+
+        fn all_reduce(&self, values: &mut [f32]) -> Result<(), CollectiveError> {
+            while self.rank() == 1 && self.stuck.load(Ordering::SeqCst) {
+                thread::sleep(Duration::from_millis(1));
+            }
+            self.inner.all_reduce(values)
+        }
+
+        fn abort(&self, reason: &str) {
+            self.inner.abort(reason);
+        }
+
+        fn reset(&self) {
+            self.inner.reset();
+        }
+    }
+
+    #[test]
+    fn a_stuck_rank_ends_its_requests_and_the_engine_serves_again_when_it_is_back() {
+        let alone = start(EngineConfig::default());
+        let expected = Heard::all(&mut alone.submit(greedy(&prompt(0))).unwrap()).tokens;
+        let stuck = Arc::new(AtomicBool::new(false));
+        let ranks = LocalCollective::group(2, Duration::from_millis(300))
+            .into_iter()
+            .map(|inner| Lazy {
+                inner,
+                stuck: stuck.clone(),
+            });
+        let engine = start_on(EngineConfig::default(), ranks.collect());
+        assert_eq!(
+            Heard::all(&mut engine.submit(greedy(&prompt(0))).unwrap()).tokens,
+            expected
+        );
+        let until = |wanted: bool| {
+            let begun = Instant::now();
+            while engine.stats().progress_stalled != wanted {
+                assert!(begun.elapsed() < Duration::from_secs(20));
+                thread::sleep(Duration::from_millis(2));
+            }
+        };
+        stuck.store(true, Ordering::SeqCst);
+        let mut waiting: Vec<_> = (0..3)
+            .map(|end| engine.submit(greedy(&prompt(end))).unwrap())
+            .collect();
+        for stream in &mut waiting {
+            let closing = Heard::all(stream).closing;
+            let Some(crate::Event::Failed(crate::SequenceError::Unavailable(reason))) = closing else {
+                panic!("{closing:?}")
+            };
+            assert!(reason.contains('1'), "{reason}");
+        }
+        until(true);
+        assert!(engine.stats().unavailable.unwrap().contains("rank 1"));
+        stuck.store(false, Ordering::SeqCst);
+        until(false);
+        assert_eq!(
+            Heard::all(&mut engine.submit(greedy(&prompt(0))).unwrap()).tokens,
+            expected
+        );
     }
 }

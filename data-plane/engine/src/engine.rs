@@ -14,7 +14,7 @@ use std::{
 use penstock_model::Batch;
 
 use crate::{
-    Event, Finished, Sequence, SubmitError, TokenStream,
+    Event, Finished, Sequence, SequenceError, SubmitError, TokenStream,
     runner::{Runner, RunnerError, RunnerInfo, SampledToken},
     scheduler::{QueuePlace, Running, Scheduler},
     stream,
@@ -86,8 +86,10 @@ pub struct EngineStats {
     pub out_of_memory: u64,
     /// When the last step ended.
     pub last_step_at: Option<Instant>,
-    /// A step has been running for longer than `stall_after`.
+    /// A step has been running for longer than `stall_after`, or the runner cannot run one.
     pub progress_stalled: bool,
+    /// Why the runner cannot run a step, where it says so.
+    pub unavailable: Option<String>,
 }
 
 /// A running engine. Handles are cheap to clone; the thread ends with the last one.
@@ -239,7 +241,7 @@ impl Engine {
             .is_some_and(|at| at.elapsed() > self.shared.config.stall_after);
         EngineStats {
             waiting: self.shared.waiting.load(Ordering::Acquire),
-            progress_stalled: stalled,
+            progress_stalled: stalled || published.stats.unavailable.is_some(),
             ..published.stats.clone()
         }
     }
@@ -350,7 +352,7 @@ impl EngineThread {
         while let Ok(waiting) = self.queue.try_recv() {
             self.scheduler.enqueue(waiting);
         }
-        self.scheduler.fail_all();
+        self.scheduler.fail_all(&SequenceError::ShuttingDown);
         self.publish();
     }
 
@@ -361,6 +363,9 @@ impl EngineThread {
         }
         if !self.receive() {
             return false;
+        }
+        if !self.runner_is_ready() {
+            return true;
         }
         let now = Instant::now();
         self.scheduler.sweep(now);
@@ -373,6 +378,33 @@ impl EngineThread {
         }
         self.publish();
         true
+    }
+
+    /// Whether a step can be run. Where it cannot, nobody waits for it: another worker may do better.
+    fn runner_is_ready(&mut self) -> bool {
+        let reason = self.runner.ready().err().map(|error| error.to_string());
+        let before = self.shared.published().stats.unavailable.clone();
+        if reason == before && reason.is_none() {
+            return true;
+        }
+        if let Some(reason) = &reason {
+            if before.is_none() {
+                tracing::error!(
+                    engine = self.shared.config.name,
+                    reason,
+                    "the engine stands still"
+                );
+            }
+            self.scheduler
+                .fail_all(&SequenceError::Unavailable(reason.clone()));
+            thread::sleep(REST);
+        } else {
+            tracing::info!(engine = self.shared.config.name, "the engine goes on");
+        }
+        let ready = reason.is_none();
+        self.shared.published().stats.unavailable = reason;
+        self.publish();
+        ready
     }
 
     /// The bookkeeping is broken: its sequences fail, its KV is dropped, the engine goes on.
@@ -416,15 +448,16 @@ impl EngineThread {
         drop(samples);
         let now = Instant::now();
         let out_of_memory = matches!(result, Ok(Err(RunnerError::OutOfMemory(_))));
+        let failed = |reason: &str| Err(RunnerError::Model(reason.to_owned()));
         let outcome = match result {
             Ok(Ok(())) if self.sampled.len() == expected => Ok(()),
-            Ok(Ok(())) => Err("the runner yielded another number of tokens than asked for".into()),
-            Ok(Err(error)) => Err(error.to_string()),
-            Err(_) => Err("the runner panicked".into()),
+            Ok(Ok(())) => failed("the runner yielded another number of tokens than asked for"),
+            Ok(Err(error)) => Err(error),
+            Err(_) => failed("the runner panicked"),
         };
         match outcome {
             Ok(()) => self.scheduler.advance(now, &mut self.sampled),
-            Err(reason) => self.scheduler.fail_step(&reason),
+            Err(error) => self.scheduler.fail_step(&error.into()),
         }
         let mut published = self.shared.published();
         published.step_started = None;

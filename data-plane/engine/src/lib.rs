@@ -188,6 +188,9 @@ pub enum SequenceError {
     /// The model's forward pass failed.
     #[error("the model failed: {0}")]
     Runner(String),
+    /// What runs the model is gone for now; the request can be sent again, elsewhere at best.
+    #[error("the engine cannot go on for now: {0}")]
+    Unavailable(String),
     /// The grammar cannot be followed any further.
     #[error(transparent)]
     Grammar(#[from] MatcherError),

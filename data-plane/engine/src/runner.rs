@@ -20,6 +20,14 @@ pub trait Runner: Send {
     /// What it is, for people.
     fn describe(&self) -> RunnerInfo;
 
+    /// Whether it can run a step now. Asked before each step, and while there is nothing to do.
+    ///
+    /// # Errors
+    /// Not now, and why; it is asked again.
+    fn ready(&mut self) -> Result<(), RunnerError> {
+        Ok(())
+    }
+
     /// Runs `batch`. `samples` has one entry per row of logits ([`Batch::logit_rows`]), in the order of the batch;
     /// `out` gets one token for each, in the same order, or the error of that row alone.
     ///
@@ -93,6 +101,9 @@ pub enum RunnerError {
     /// The device has no memory left for the step.
     #[error("out of memory: {0}")]
     OutOfMemory(String),
+    /// A part of what runs the model is gone for now. The requests of the step can be sent again, elsewhere at best.
+    #[error("{0}")]
+    Unavailable(String),
     /// The grammar of a row cannot be followed.
     #[error(transparent)]
     Grammar(#[from] MatcherError),
@@ -110,6 +121,7 @@ impl From<RunnerError> for SequenceError {
     fn from(error: RunnerError) -> Self {
         match error {
             RunnerError::Grammar(error) => Self::Grammar(error),
+            RunnerError::Unavailable(reason) => Self::Unavailable(reason),
             error => Self::Runner(error.to_string()),
         }
     }

@@ -255,23 +255,24 @@ impl Scheduler {
     }
 
     /// The step failed: so do its sequences. What they computed before is sound and stays cached.
-    pub(crate) fn fail_step(&mut self, reason: &str) {
+    pub(crate) fn fail_step(&mut self, error: &SequenceError) {
         let mut failed = std::mem::take(&mut self.scheduled);
         failed.sort_unstable();
         for index in failed.into_iter().rev() {
-            let closing = Event::Failed(SequenceError::Runner(reason.to_owned()));
-            self.end(index, usize::MAX).sink.close(closing);
+            self.end(index, usize::MAX)
+                .sink
+                .close(Event::Failed(error.clone()));
         }
     }
 
     /// Ends everything.
-    pub(crate) fn fail_all(&mut self) {
+    pub(crate) fn fail_all(&mut self, error: &SequenceError) {
         while let Some(last) = self.running.len().checked_sub(1) {
             let mut sequence = self.end(last, usize::MAX);
-            sequence.sink.close(Event::Failed(SequenceError::ShuttingDown));
+            sequence.sink.close(Event::Failed(error.clone()));
         }
         for mut sequence in self.waiting.drain() {
-            sequence.sink.close(Event::Failed(SequenceError::ShuttingDown));
+            sequence.sink.close(Event::Failed(error.clone()));
         }
     }
 

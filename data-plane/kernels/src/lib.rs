@@ -26,6 +26,7 @@
 mod activation;
 mod attention;
 mod buffer;
+mod collective;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 mod isa;
@@ -40,6 +41,7 @@ mod shared;
 
 pub use attention::{Attention, AttentionSequence, attention};
 pub use buffer::prefer_huge_pages;
+pub use collective::{Collective, CollectiveError, LocalCollective};
 pub use isa::Isa;
 pub use linear::{Element, Linear};
 pub use mapped::MappedFile;

@@ -7,7 +7,7 @@
 
 use std::{error::Error, path::Path, time::Instant};
 
-use penstock_model::{Batch, CacheLayout, Device, Dtype, LoadOptions, Model};
+use penstock_model::{Batch, CacheLayout, Device, Dtype, LoadOptions, Model, TensorParallel};
 
 const PAGE: usize = 16;
 const PAGES: usize = 512;
@@ -37,6 +37,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         dtype,
         cache,
         device: Device::Cpu,
+        tensor_parallel: TensorParallel::default(),
         progress: &|_| {},
     };
     let mut model = Model::load(Path::new(&dir), options)?;
@@ -57,7 +58,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             len as f64 / seconds.best
         );
     }
-    let per_token = Model::kv_bytes_per_token(model.config(), dtype) as f64;
+    let per_token = Model::kv_bytes_per_token(model.config(), dtype, 1) as f64;
     for sequences in [1, 4, 8, 16].into_iter().filter(|_| wants("decode")) {
         let stream = stream_rate();
         let seconds = measure(|| decode(&mut model, sequences))?;

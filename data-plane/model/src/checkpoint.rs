@@ -1,8 +1,10 @@
 //! Safetensors files, mapped, and their tensors by name.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
+    ops::Range,
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
 };
 
 use half::{bf16, f16};
@@ -22,6 +24,8 @@ pub(crate) struct Checkpoint {
     tensors: HashMap<String, usize>,
     /// What lists the tensors: the index, or the only file.
     listing: PathBuf,
+    /// Tensors that were looked through and are finite: each rank reads its part of them.
+    finite: Mutex<HashSet<String>>,
 }
 
 struct File {
@@ -59,6 +63,7 @@ impl Checkpoint {
                 files: vec![file],
                 tensors,
                 listing: single,
+                finite: Mutex::default(),
             })
         } else {
             Err(LoadError::NoWeights { dir: dir.to_owned() })
@@ -104,6 +109,7 @@ impl Checkpoint {
             files,
             tensors,
             listing,
+            finite: Mutex::default(),
         })
     }
 
@@ -130,8 +136,15 @@ impl Checkpoint {
             });
         }
         let weights = file.weights(name, info)?;
+        let mut finite = self.finite.lock().unwrap_or_else(PoisonError::into_inner);
+        if finite.contains(name) {
+            return Ok(weights);
+        }
         match weights.first_not_finite() {
-            None => Ok(weights),
+            None => {
+                finite.insert(name.to_owned());
+                Ok(weights)
+            }
             Some(index) => Err(LoadError::NotFinite {
                 tensor: name.to_owned(),
                 path: file.path.clone(),
@@ -189,22 +202,31 @@ impl Weights<'_> {
         self.data.len() as u64
     }
 
-    /// Row `index` of a matrix whose rows are as long as `row`.
-    pub(crate) fn read_row(&self, index: usize, row: &mut [f32]) {
+    /// Number of elements.
+    pub(crate) fn elements(&self) -> usize {
+        let width = match self.dtype {
+            FileDtype::F32 => 4,
+            _ => 2,
+        };
+        self.data.len() / width
+    }
+
+    /// The elements from `start` on, as many as `row` holds.
+    pub(crate) fn read(&self, start: usize, row: &mut [f32]) {
         let len = row.len();
         match self.dtype {
             FileDtype::F32 => {
-                for (to, from) in row.iter_mut().zip(elements::<4>(self.data, index, len)) {
+                for (to, from) in row.iter_mut().zip(elements::<4>(self.data, start, len)) {
                     *to = f32::from_le_bytes(*from);
                 }
             }
             FileDtype::F16 => {
-                for (to, from) in row.iter_mut().zip(elements::<2>(self.data, index, len)) {
+                for (to, from) in row.iter_mut().zip(elements::<2>(self.data, start, len)) {
                     *to = f16::from_le_bytes(*from).to_f32();
                 }
             }
             _ => {
-                for (to, from) in row.iter_mut().zip(elements::<2>(self.data, index, len)) {
+                for (to, from) in row.iter_mut().zip(elements::<2>(self.data, start, len)) {
                     *to = bf16::from_le_bytes(*from).to_f32();
                 }
             }
@@ -213,8 +235,13 @@ impl Weights<'_> {
 
     /// A vector.
     pub(crate) fn to_vec(&self, len: usize) -> Vec<f32> {
-        let mut values = vec![0.0; len];
-        self.read_row(0, &mut values);
+        self.range(0..len)
+    }
+
+    /// A part of a vector.
+    pub(crate) fn range(&self, range: Range<usize>) -> Vec<f32> {
+        let mut values = vec![0.0; range.len()];
+        self.read(range.start, &mut values);
         values
     }
 
@@ -233,9 +260,9 @@ impl Weights<'_> {
     }
 }
 
-/// The elements of row `index` of rows of `len` elements of W bytes.
-fn elements<const W: usize>(data: &[u8], index: usize, len: usize) -> &[[u8; W]] {
-    data[index * len * W..][..len * W].as_chunks().0
+/// `len` elements of W bytes from element `start` on.
+fn elements<const W: usize>(data: &[u8], start: usize, len: usize) -> &[[u8; W]] {
+    data[start * W..][..len * W].as_chunks().0
 }
 
 /// The first element for which `wrong` holds. Looks at blocks without branches first, which vectorises.

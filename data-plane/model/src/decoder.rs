@@ -1,21 +1,26 @@
-//! The decoder: Llama, Mistral, Qwen2 and Qwen3 are one definition with switches (biases, norms of q and k, windows).
+//! The decoder, or one rank's part of it: Llama, Mistral, Qwen2 and Qwen3 are one definition with switches (biases, norms of q and k, windows).
+
+use std::{ops::Range, sync::Arc};
 
 use candle_core::{CpuStorage, DType, Device, Shape, Storage, Tensor};
-use penstock_kernels::{AttentionSequence, CacheShape, Cpu, QkvShape, prefer_huge_pages};
+use penstock_kernels::{AttentionSequence, CacheShape, Collective, Cpu, QkvShape, prefer_huge_pages};
 
 use crate::{
     Batch, ModelConfig,
     ops::{AddNorm, Attend, Embed, Norm, RotateHeads, Select, StoreKv},
-    parallel::{ColumnParallel, RowParallel},
+    parallel::{ColumnParallel, RowParallel, Shard, all_reduce},
 };
 
 mod load;
 pub(crate) use load::load;
 
-/// All weights, packed.
+/// All weights of a rank, packed.
 pub(crate) struct Decoder {
     cpu: Cpu,
-    /// `[vocab, hidden]`; a single 0 where the embedding is tied to the output.
+    ranks: Arc<dyn Collective>,
+    /// The ids whose embeddings and logits this rank has.
+    vocabulary: Range<usize>,
+    /// `[vocabulary, hidden]`; a single 0 where the embedding is tied to the output.
     embedding: Tensor,
     tied: bool,
     layers: Vec<Layer>,
@@ -25,7 +30,6 @@ pub(crate) struct Decoder {
     angles: Tensor,
     hidden_size: usize,
     intermediate_size: usize,
-    vocab_size: usize,
     shape: QkvShape,
     eps: f32,
 }
@@ -72,7 +76,7 @@ pub(crate) struct Workspace {
     logit_capacity: usize,
     /// `[logit capacity, hidden]`.
     selected: Tensor,
-    /// `[logit capacity, vocab]`.
+    /// `[logit capacity, vocabulary]`.
     logits: Tensor,
 }
 
@@ -114,9 +118,11 @@ impl Decoder {
             &Embed {
                 ids: &step.batch.tokens,
                 width: self.hidden_size,
+                vocabulary: self.vocabulary.clone(),
                 tied,
             },
         )?;
+        all_reduce(&*self.ranks, rows * self.hidden_size, &work.stream)?;
         for (index, layer) in self.layers.iter().enumerate() {
             match index {
                 0 => work.stream.inplace_op2(&layer.attention_norm, &norm())?,
@@ -128,7 +134,9 @@ impl Decoder {
             work.stream
                 .inplace_op3(&work.delta, &layer.mlp_norm, &AddNorm(norm()))?;
             layer.gate_up.forward(cpu, rows, &work.normed, &work.gated)?;
-            layer.down.forward(cpu, rows, &work.gated, &work.delta)?;
+            layer
+                .down
+                .forward(cpu, rows, &work.gated, &work.delta, &*self.ranks)?;
         }
         if step.logit_rows.is_empty() {
             return Ok(());
@@ -183,7 +191,7 @@ impl Decoder {
         work.attended.inplace_op3(&work.qkv, cache, &attend)?;
         layer
             .attention_output
-            .forward(cpu, rows, &work.attended, &work.delta)
+            .forward(cpu, rows, &work.attended, &work.delta, &*self.ranks)
     }
 
     /// Positions that there are angles for.
@@ -194,13 +202,22 @@ impl Decoder {
     pub(crate) fn cpu(&self) -> Cpu {
         self.cpu
     }
+
+    pub(crate) fn ranks(&self) -> &dyn Collective {
+        &*self.ranks
+    }
+
+    /// Ids whose logits it yields.
+    pub(crate) fn vocabulary(&self) -> Range<usize> {
+        self.vocabulary.clone()
+    }
 }
 
-/// The widths of a row of q, k and v.
-pub(crate) fn qkv_shape(config: &ModelConfig) -> QkvShape {
+/// The widths of a rank's row of q, k and v.
+pub(crate) fn qkv_shape(config: &ModelConfig, shard: Shard) -> QkvShape {
     QkvShape {
-        heads: config.num_heads,
-        kv_heads: config.num_kv_heads,
+        heads: shard.heads(config).len(),
+        kv_heads: shard.kv_heads(config).len(),
         head_dim: config.head_dim,
     }
 }
@@ -213,11 +230,11 @@ impl Workspace {
         Self::sized(decoder, 1, 1)
     }
 
-    /// Logits of the last step: `rows` rows of the vocabulary.
+    /// Logits of the last step: `rows` rows of this rank's vocabulary.
     pub(crate) fn read_logits(
         &self,
         rows: usize,
-        vocab_size: usize,
+        vocabulary: usize,
         out: &mut Vec<f32>,
     ) -> candle_core::Result<()> {
         out.clear();
@@ -225,7 +242,7 @@ impl Workspace {
             let (storage, _) = self.logits.storage_and_layout();
             match &*storage {
                 Storage::Cpu(storage) => {
-                    out.extend_from_slice(&storage.as_slice::<f32>()?[..rows * vocab_size]);
+                    out.extend_from_slice(&storage.as_slice::<f32>()?[..rows * vocabulary]);
                 }
                 _ => candle_core::bail!("logits are on the CPU"),
             }
@@ -256,7 +273,7 @@ impl Workspace {
             gated: zeros(capacity, decoder.intermediate_size)?,
             logit_capacity,
             selected: zeros(logit_capacity, decoder.hidden_size)?,
-            logits: zeros(logit_capacity, decoder.vocab_size)?,
+            logits: zeros(logit_capacity, decoder.vocabulary.len())?,
         })
     }
 }

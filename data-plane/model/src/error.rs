@@ -114,6 +114,28 @@ pub enum LoadError {
         /// Tokens a page.
         page_size: usize,
     },
+    /// The model cannot be split over so many ranks.
+    #[error(
+        "tensor parallelism over {size} ranks does not divide {heads} heads and {kv_heads} KV heads: give a size that \
+         divides the heads, and divides the KV heads or is a multiple of them"
+    )]
+    TensorParallel {
+        /// Ranks asked for.
+        size: usize,
+        /// Query heads of the model.
+        heads: usize,
+        /// KV heads of the model.
+        kv_heads: usize,
+    },
+    /// A rank's thread cannot be started.
+    #[error("cannot start the thread of tensor-parallel rank {rank}")]
+    Rank {
+        /// Which.
+        rank: usize,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// The device has no kernels for this.
     #[error("models run on the CPU only so far, not on {device}")]
     Device {
@@ -135,4 +157,7 @@ pub enum ModelError {
     /// A tensor operation failed.
     #[error("a tensor operation failed: {0}")]
     Tensor(#[from] candle_core::Error),
+    /// A rank failed or is stuck. KV that the step was to write is undefined.
+    #[error("{0}")]
+    Rank(String),
 }

@@ -11,11 +11,17 @@
 //! ```
 //!
 //! ```no_run
-//! use penstock_model::{Batch, CacheLayout, Device, LoadOptions, Model};
+//! use penstock_model::{Batch, CacheLayout, Device, LoadOptions, Model, TensorParallel};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let cache = CacheLayout { page_size: 16, num_pages: 64 };
-//! let options = LoadOptions { dtype: None, cache, device: Device::Cpu, progress: &|_| {} };
+//! let options = LoadOptions {
+//!     dtype: None,
+//!     cache,
+//!     device: Device::Cpu,
+//!     tensor_parallel: TensorParallel::default(),
+//!     progress: &|_| {},
+//! };
 //! let mut model = Model::load("checkpoint".as_ref(), options)?;
 //! let (mut batch, mut logits) = (Batch::default(), Vec::new());
 //! batch.push(&[5, 6, 7], 0, &[0], true); // a prompt of three tokens, whose KV goes to page 0
@@ -37,6 +43,7 @@ mod manifest;
 mod model;
 mod ops;
 mod parallel;
+mod ranks;
 mod rotary;
 
 pub use batch::{Batch, BatchSequence};
@@ -44,4 +51,5 @@ pub use candle_core::Device;
 pub use config::{Architecture, ModelConfig, RopeScaling};
 pub use error::{LoadError, ModelError};
 pub use manifest::manifest_digest;
-pub use model::{CacheLayout, Dtype, LoadOptions, LoadProgress, Model};
+pub use model::{CacheLayout, Dtype, LoadOptions, LoadProgress, Model, TensorParallel};
+pub use penstock_kernels::{Collective, CollectiveError, LocalCollective};

@@ -1,14 +1,16 @@
 //! A loaded revision.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc, time::Duration};
 
-use candle_core::{DType, Device, Tensor};
-use penstock_kernels::{AttentionSequence, CacheShape};
+use candle_core::{DType, Device};
+use penstock_kernels::{CacheShape, Collective, LocalCollective};
 
 use crate::{
     Batch, LoadError, ModelConfig, ModelError,
     checkpoint::Checkpoint,
-    decoder::{self, Decoder, Step, Workspace},
+    decoder::{self, Workspace},
+    parallel::Shard,
+    ranks::{Job, Rank, Ranks},
 };
 
 /// What weights and KV are kept in. Activations are f32 in both.
@@ -41,6 +43,15 @@ pub struct LoadProgress {
     pub total_bytes: u64,
 }
 
+/// How a model is split over ranks, each of which holds a part of every layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TensorParallel {
+    /// Ranks; it divides the heads of the model.
+    pub size: usize,
+    /// How long ranks wait for each other before the step fails.
+    pub timeout: Duration,
+}
+
 /// How to load a checkpoint.
 pub struct LoadOptions<'a> {
     /// What to keep weights and KV in. `None`: as the checkpoint says (`torch_dtype`); f16 checkpoints, and those
@@ -50,6 +61,8 @@ pub struct LoadOptions<'a> {
     pub cache: CacheLayout,
     /// Where to run.
     pub device: Device,
+    /// How to split it.
+    pub tensor_parallel: TensorParallel,
     /// Called as weights are read.
     pub progress: &'a dyn Fn(LoadProgress),
 }
@@ -58,14 +71,20 @@ pub struct LoadOptions<'a> {
 pub struct Model {
     config: ModelConfig,
     dtype: Dtype,
-    decoder: Decoder,
-    cache_shape: CacheShape,
-    /// One tensor a layer.
-    cache: Vec<Tensor>,
-    workspace: Workspace,
-    /// Reused between steps.
-    slots: Vec<usize>,
-    logit_rows: Vec<usize>,
+    ranks: Ranks,
+    cache: CacheLayout,
+}
+
+// === impl TensorParallel ===
+
+impl Default for TensorParallel {
+    /// One rank.
+    fn default() -> Self {
+        Self {
+            size: 1,
+            timeout: Duration::from_secs(60),
+        }
+    }
 }
 
 // === impl Dtype ===
@@ -92,36 +111,81 @@ impl Dtype {
 // === impl Model ===
 
 impl Model {
-    /// Loads the checkpoint in `dir`.
+    /// Loads the checkpoint in `dir`. Its ranks, if there are several, are threads that sum through memory.
     ///
     /// # Errors
     /// See [`LoadError`]; each names what is wrong and where.
     pub fn load(dir: &Path, options: LoadOptions<'_>) -> Result<Self, LoadError> {
+        let TensorParallel { size, timeout } = options.tensor_parallel;
+        let ranks = LocalCollective::group(size.max(1), timeout);
+        let ranks = ranks
+            .into_iter()
+            .map(|rank| Arc::new(rank) as Arc<dyn Collective>);
+        Self::load_with(dir, options, ranks.collect())
+    }
+
+    /// As [`load`](Self::load), with ranks that sum in another way: `collectives` has one for each, in their order.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn load_with(
+        dir: &Path,
+        options: LoadOptions<'_>,
+        collectives: Vec<Arc<dyn Collective>>,
+    ) -> Result<Self, LoadError> {
         if !options.device.is_cpu() {
             return Err(LoadError::Device {
                 device: format!("{:?}", options.device.location()),
             });
         }
         let config = ModelConfig::load(dir)?;
+        Shard::check(&config, collectives.len())?;
         let dtype = options.dtype.unwrap_or_else(|| config.default_dtype());
         let checkpoint = Checkpoint::open(dir)?;
-        let cache_shape = cache_shape(&config, dtype, options.cache)?;
-        let capacity = cache_shape.num_pages * cache_shape.page_size;
-        let positions = config.max_position_embeddings.min(capacity);
-        let decoder = decoder::load(&config, &checkpoint, dtype, positions, options.progress)?;
-        let layer = |_| decoder::zeros(cache_shape.elements(), dtype.cache());
-        let cache = (0..config.num_layers).map(layer).collect::<Result<_, _>>()?;
-        let workspace = Workspace::new(&decoder)?;
-        let (slots, logit_rows) = (Vec::new(), Vec::new());
+        check_cache(&config, dtype, options.cache, collectives.len())?;
+        let positions = config
+            .max_position_embeddings
+            .min(options.cache.num_pages * options.cache.page_size);
+        let rank = |collective: Arc<dyn Collective>| -> Result<Rank, LoadError> {
+            let shard = Shard {
+                rank: collective.rank(),
+                size: collective.size(),
+            };
+            let cache_shape = CacheShape {
+                num_pages: options.cache.num_pages,
+                page_size: options.cache.page_size,
+                kv_heads: shard.kv_heads(&config).len(),
+                head_dim: config.head_dim,
+            };
+            let decoder = decoder::load(
+                &config,
+                &checkpoint,
+                dtype,
+                positions,
+                collective,
+                options.progress,
+            )?;
+            let layer = |_| decoder::zeros(cache_shape.elements(), dtype.cache());
+            Ok(Rank {
+                cache: (0..config.num_layers).map(layer).collect::<Result<_, _>>()?,
+                workspace: Workspace::new(&decoder)?,
+                decoder,
+                cache_shape,
+            })
+        };
+        let mut ranks = collectives.into_iter().map(rank);
+        // There is at least one: the check above says so.
+        let first = ranks.next().ok_or(LoadError::TensorParallel {
+            size: 0,
+            heads: config.num_heads,
+            kv_heads: config.num_kv_heads,
+        })??;
+        let others = ranks.collect::<Result<_, _>>()?;
         Ok(Self {
+            ranks: Ranks::start(first, others, options.tensor_parallel.timeout)?,
+            cache: options.cache,
             config,
             dtype,
-            decoder,
-            cache_shape,
-            cache,
-            workspace,
-            slots,
-            logit_rows,
         })
     }
 
@@ -142,18 +206,32 @@ impl Model {
             Dtype::Bf16 => "bf16",
             Dtype::Int8 => "int8",
         };
-        format!("cpu ({}; {dtype})", self.decoder.cpu().isa)
+        let isa = self.ranks.first().decoder.cpu().isa;
+        match self.ranks.size() {
+            1 => format!("cpu ({isa}; {dtype})"),
+            ranks => format!("cpu ({isa}; {dtype}; {ranks} ranks)"),
+        }
     }
 
-    /// Bytes of KV that one token takes, all layers together; `dtype` as in [`LoadOptions`].
-    pub fn kv_bytes_per_token(config: &ModelConfig, dtype: Option<Dtype>) -> usize {
+    /// Bytes of KV that one token takes, all layers and ranks together; `dtype` as in [`LoadOptions`]. With more ranks
+    /// than KV heads, each has one.
+    pub fn kv_bytes_per_token(config: &ModelConfig, dtype: Option<Dtype>, ranks: usize) -> usize {
         let dtype = dtype.unwrap_or_else(|| config.default_dtype());
-        2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.cache().size_in_bytes()
+        let heads = config.num_kv_heads.max(ranks);
+        2 * config.num_layers * heads * config.head_dim * dtype.cache().size_in_bytes()
     }
 
-    /// Bytes of packed matrices that one step reads.
+    /// Bytes of packed matrices that one step reads on the first rank.
     pub fn matrix_bytes(&self) -> usize {
-        self.decoder.matrix_bytes()
+        self.ranks.first().decoder.matrix_bytes()
+    }
+
+    /// Whether every rank is there for a step.
+    ///
+    /// # Errors
+    /// One has not come back from an earlier step, and is named.
+    pub fn ready(&mut self) -> Result<(), ModelError> {
+        self.ranks.ready()
     }
 
     /// Runs one batch: writes the KV of its tokens into their pages, and fills `logits` with one row of
@@ -167,40 +245,26 @@ impl Model {
         if batch.is_empty() {
             return Ok(());
         }
-        self.place(batch);
-        let attention = |sequence: &crate::BatchSequence| AttentionSequence {
-            query_start: sequence.query_start,
-            query_len: sequence.query_len,
-            context_len: sequence.context_len,
-            pages: batch.pages(sequence),
-        };
-        let sequences: Vec<_> = batch.sequences.iter().map(attention).collect();
-        let step = Step {
-            batch,
-            slots: &self.slots,
-            sequences: &sequences,
-            logit_rows: &self.logit_rows,
-        };
-        self.decoder
-            .forward(&step, &self.cache, self.cache_shape, &mut self.workspace)?;
-        self.workspace
-            .read_logits(self.logit_rows.len(), self.config.vocab_size, logits)?;
-        Ok(())
+        let job = Arc::new(self.job(batch));
+        self.ranks.run(&job, logits)
     }
 
     /// Finds each token's slot in the cache, and the rows whose logits are wanted.
-    fn place(&mut self, batch: &Batch) {
-        let page_size = self.cache_shape.page_size;
-        self.slots.clear();
-        self.logit_rows.clear();
+    fn job(&self, batch: &Batch) -> Job {
+        let page_size = self.cache.page_size;
+        let mut job = Job {
+            batch: batch.clone(),
+            ..Job::default()
+        };
         for sequence in &batch.sequences {
             let pages = batch.pages(sequence);
             let slot =
                 |position: usize| pages[position / page_size] as usize * page_size + position % page_size;
-            self.slots
+            job.slots
                 .extend((sequence.context_len - sequence.query_len..sequence.context_len).map(slot));
-            self.logit_rows.extend(sequence.logit_rows());
+            job.logit_rows.extend(sequence.logit_rows());
         }
+        job
     }
 
     fn check(&self, batch: &Batch) -> Result<(), ModelError> {
@@ -258,10 +322,10 @@ impl Model {
                 batch.tokens.len()
             ));
         }
-        if context_len < query_len || context_len > self.decoder.positions() {
+        if context_len < query_len || context_len > self.ranks.first().decoder.positions() {
             return Err(format!(
                 "context of {context_len} tokens; {} fit",
-                self.decoder.positions()
+                self.ranks.first().decoder.positions()
             ));
         }
         let mut expected = context_len - query_len..context_len;
@@ -274,25 +338,26 @@ impl Model {
         let pages = page_start
             .checked_add(page_count)
             .and_then(|end| batch.page_tables.get(page_start..end));
-        let Some(pages) =
-            pages.filter(|pages| pages.len() >= context_len.div_ceil(self.cache_shape.page_size))
+        let Some(pages) = pages.filter(|pages| pages.len() >= context_len.div_ceil(self.cache.page_size))
         else {
             return Err(format!(
                 "{page_count} pages from {page_start} on do not hold {context_len} tokens"
             ));
         };
-        match pages
-            .iter()
-            .find(|&&page| page as usize >= self.cache_shape.num_pages)
-        {
-            Some(page) => Err(format!("page {page} of {}", self.cache_shape.num_pages)),
+        match pages.iter().find(|&&page| page as usize >= self.cache.num_pages) {
+            Some(page) => Err(format!("page {page} of {}", self.cache.num_pages)),
             None => Ok(()),
         }
     }
 }
 
-/// The shape of a layer's cache, if memory for all layers can be had.
-fn cache_shape(config: &ModelConfig, dtype: Dtype, layout: CacheLayout) -> Result<CacheShape, LoadError> {
+/// Whether memory for the KV of all layers and ranks can be had.
+fn check_cache(
+    config: &ModelConfig,
+    dtype: Dtype,
+    layout: CacheLayout,
+    ranks: usize,
+) -> Result<(), LoadError> {
     let CacheLayout { page_size, num_pages } = layout;
     let refused = |bytes| LoadError::Cache {
         bytes,
@@ -302,19 +367,12 @@ fn cache_shape(config: &ModelConfig, dtype: Dtype, layout: CacheLayout) -> Resul
     let tokens = page_size
         .checked_mul(num_pages)
         .filter(|&tokens| tokens > 0 && u32::try_from(num_pages).is_ok());
-    let bytes = tokens.and_then(|tokens| tokens.checked_mul(Model::kv_bytes_per_token(config, Some(dtype))));
+    let per_token = Model::kv_bytes_per_token(config, Some(dtype), ranks);
+    let bytes = tokens.and_then(|tokens| tokens.checked_mul(per_token));
     let bytes = bytes.ok_or_else(|| refused(0))?;
     // Memory that cannot be had would end the process later on, so it is asked for in a way that may be refused.
     let mut probe: Vec<u8> = Vec::new();
-    probe
-        .try_reserve_exact(bytes)
-        .map_err(|_| refused(bytes as u64))?;
-    Ok(CacheShape {
-        num_pages,
-        page_size,
-        kv_heads: config.num_kv_heads,
-        head_dim: config.head_dim,
-    })
+    probe.try_reserve_exact(bytes).map_err(|_| refused(bytes as u64))
 }
 
 #[cfg(test)]

@@ -4,9 +4,13 @@
 //! Tensors are workspaces that are reused between steps, larger than a step's rows: every operation knows how many
 //! rows it works on, and reads and writes the first ones.
 
-use candle_core::{CpuStorage, InplaceOp2, InplaceOp3, Layout, Result, bail};
+use std::ops::Range;
+
+use candle_core::{CpuStorage, InplaceOp1, InplaceOp2, InplaceOp3, Layout, Result, bail};
 use half::bf16;
-use penstock_kernels::{self as kernels, AttentionSequence, CacheShape, Cpu, Linear, QkvShape, Rotate};
+use penstock_kernels::{
+    self as kernels, AttentionSequence, CacheShape, Collective, Cpu, Linear, QkvShape, Rotate,
+};
 
 fn read<'a>(storage: &'a CpuStorage, layout: &Layout, len: usize) -> Result<&'a [f32]> {
     let values = storage.as_slice::<f32>()?;
@@ -24,6 +28,8 @@ fn write<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [f3
 pub(crate) struct Embed<'a> {
     pub(crate) ids: &'a [u32],
     pub(crate) width: usize,
+    /// The ids whose rows this rank has; others get zeros, which the other ranks' rows are added to.
+    pub(crate) vocabulary: Range<usize>,
     /// The matrix, where it is the output projection as well.
     pub(crate) tied: Option<&'a Linear>,
 }
@@ -42,9 +48,14 @@ impl InplaceOp2 for Embed<'_> {
     ) -> Result<()> {
         let rows = write(stream, layout)?.chunks_exact_mut(self.width);
         for (row, &id) in rows.zip(self.ids) {
-            let start = table_layout.start_offset() + id as usize * self.width;
+            if !self.vocabulary.contains(&(id as usize)) {
+                row.fill(0.0);
+                continue;
+            }
+            let index = id as usize - self.vocabulary.start;
+            let start = table_layout.start_offset() + index * self.width;
             match (self.tied, table) {
-                (Some(matrix), _) => matrix.row(id as usize, row),
+                (Some(matrix), _) => matrix.row(index, row),
                 (None, CpuStorage::F32(table)) => row.copy_from_slice(&table[start..][..self.width]),
                 (None, CpuStorage::BF16(table)) => {
                     for (to, from) in row.iter_mut().zip(&table[start..]) {
@@ -310,5 +321,24 @@ impl InplaceOp3 for Attend<'_> {
             _ => bail!("the cache is f32 or bf16"),
         }
         Ok(())
+    }
+}
+
+/// Sums the first values of a tensor over all ranks.
+pub(crate) struct AllReduce<'a> {
+    pub(crate) ranks: &'a dyn Collective,
+    pub(crate) values: usize,
+}
+
+impl InplaceOp1 for AllReduce<'_> {
+    fn name(&self) -> &'static str {
+        "all_reduce"
+    }
+
+    fn cpu_fwd(&self, target: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let values = &mut write(target, layout)?[..self.values];
+        self.ranks
+            .all_reduce(values)
+            .map_err(|error| candle_core::Error::msg(error.to_string()))
     }
 }

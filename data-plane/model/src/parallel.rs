@@ -1,11 +1,24 @@
 //! Linear layers named by how tensor parallelism splits them: column-parallel layers by their outputs, row-parallel
-//! ones by their inputs, so that a pair of the two needs one sum over the ranks, after the second. There is one rank
-//! so far, which holds all of each matrix and has nothing to sum.
+//! ones by their inputs, so that a pair of the two needs one sum over the ranks, after the second (Megatron-LM,
+//! arXiv 1909.08053). Embedding and output are split by the vocabulary.
+
+use std::ops::Range;
 
 use candle_core::Tensor;
-use penstock_kernels::{Cpu, Element, Linear};
+use penstock_kernels::{Collective, Cpu, Element, Linear};
 
-use crate::{LoadError, checkpoint::Weights, ops::Project};
+use crate::{
+    LoadError, ModelConfig,
+    checkpoint::Weights,
+    ops::{AllReduce, Project},
+};
+
+/// Which part of a model a rank holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Shard {
+    pub(crate) rank: usize,
+    pub(crate) size: usize,
+}
 
 /// A matrix and its bias.
 struct Matrix {
@@ -20,11 +33,53 @@ pub(crate) struct ColumnParallel(Matrix);
 /// where the ranks' sums belong.
 pub(crate) struct RowParallel(Matrix);
 
-/// One matrix of a checkpoint.
+/// What a rank holds of one matrix of a checkpoint.
 pub(crate) struct Part<'a> {
-    pub(crate) outputs: usize,
+    /// Rows of the matrix.
+    pub(crate) outputs: Range<usize>,
+    /// Columns of the matrix.
+    pub(crate) inputs: Range<usize>,
+    /// Columns that the whole matrix has.
+    pub(crate) stride: usize,
     pub(crate) weight: Weights<'a>,
     pub(crate) bias: Option<Weights<'a>>,
+}
+
+// === impl Shard ===
+
+impl Shard {
+    /// Checks that the model can be split so.
+    pub(crate) fn check(config: &ModelConfig, size: usize) -> Loaded<()> {
+        let (heads, kv_heads) = (config.num_heads, config.num_kv_heads);
+        let fits = size > 0 && heads.is_multiple_of(size);
+        if fits && (kv_heads.is_multiple_of(size) || size.is_multiple_of(kv_heads)) {
+            return Ok(());
+        }
+        Err(LoadError::TensorParallel {
+            size,
+            heads,
+            kv_heads,
+        })
+    }
+
+    /// Its part of `count` things; the last ranks may have fewer.
+    pub(crate) fn of(self, count: usize) -> Range<usize> {
+        let part = count.div_ceil(self.size);
+        let at = |rank: usize| (rank * part).min(count);
+        at(self.rank)..at(self.rank + 1)
+    }
+
+    /// Its query heads.
+    pub(crate) fn heads(self, config: &ModelConfig) -> Range<usize> {
+        self.of(config.num_heads)
+    }
+
+    /// The KV heads that its query heads look at; with more ranks than KV heads, several ranks have the same.
+    pub(crate) fn kv_heads(self, config: &ModelConfig) -> Range<usize> {
+        let group = config.num_heads / config.num_kv_heads;
+        let heads = self.heads(config);
+        heads.start / group..heads.end.div_ceil(group)
+    }
 }
 
 // === impl ColumnParallel ===
@@ -61,8 +116,25 @@ impl RowParallel {
         &self.0.linear
     }
 
-    pub(crate) fn forward(&self, cpu: Cpu, rows: usize, x: &Tensor, y: &Tensor) -> candle_core::Result<()> {
-        self.0.forward(cpu, rows, x, y)
+    /// Writes the sums over all ranks.
+    pub(crate) fn forward(
+        &self,
+        cpu: Cpu,
+        rows: usize,
+        x: &Tensor,
+        y: &Tensor,
+        ranks: &dyn Collective,
+    ) -> candle_core::Result<()> {
+        self.0.forward(cpu, rows, x, y)?;
+        all_reduce(ranks, rows * self.0.linear.outputs(), y)
+    }
+}
+
+/// Sums the first `values` values of a tensor over all ranks.
+pub(crate) fn all_reduce(ranks: &dyn Collective, values: usize, tensor: &Tensor) -> candle_core::Result<()> {
+    match ranks.size() {
+        1 => Ok(()),
+        _ => tensor.inplace_op1(&AllReduce { ranks, values }),
     }
 }
 
@@ -73,22 +145,23 @@ impl Matrix {
         let row = |index: usize, row: &mut [f32]| {
             let mut index = index;
             for part in parts {
-                if index < part.outputs {
-                    return part.weight.read_row(index, row);
+                if index < part.outputs.len() {
+                    let start = (part.outputs.start + index) * part.stride + part.inputs.start;
+                    return part.weight.read(start, row);
                 }
-                index -= part.outputs;
+                index -= part.outputs.len();
             }
         };
         let linear = if gated {
-            Linear::pack_gated(cpu, element, parts[0].outputs, inputs, &row)
+            Linear::pack_gated(cpu, element, parts[0].outputs.len(), inputs, &row)
         } else {
-            let outputs = parts.iter().map(|part| part.outputs).sum();
+            let outputs = parts.iter().map(|part| part.outputs.len()).sum();
             Linear::pack(cpu, element, outputs, inputs, &row)
         };
         let has_bias = parts.iter().any(|part| part.bias.is_some());
         let bias = |part: &Part<'_>| match &part.bias {
-            Some(bias) => bias.to_vec(part.outputs),
-            None => vec![0.0; part.outputs],
+            Some(bias) => bias.range(part.outputs.clone()),
+            None => vec![0.0; part.outputs.len()],
         };
         Self {
             linear,
@@ -112,9 +185,12 @@ impl Matrix {
 // === impl Part ===
 
 impl Part<'_> {
-    /// Bytes in the file.
+    /// Bytes in the file, of which a rank reads its share.
     pub(crate) fn bytes(&self) -> u64 {
-        self.weight.bytes() + self.bias.as_ref().map_or(0, Weights::bytes)
+        let whole = self.weight.bytes() + self.bias.as_ref().map_or(0, Weights::bytes);
+        let share = self.inputs.len() as f64 / self.stride.max(1) as f64;
+        let rows = self.weight.elements() / self.stride.max(1);
+        (whole as f64 * share * self.outputs.len() as f64 / rows.max(1) as f64) as u64
     }
 }
 

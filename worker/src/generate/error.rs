@@ -64,7 +64,10 @@ impl CallError {
 
     /// Whether the fault is the worker's, not the caller's or the load's.
     pub(crate) fn is_ours(&self) -> bool {
-        let lost = matches!(self, Self::EngineGone | Self::Sequence(SequenceError::Internal));
+        let lost = matches!(
+            self,
+            Self::EngineGone | Self::Sequence(SequenceError::Internal | SequenceError::Unavailable(_))
+        );
         lost || self.code() == Code::Internal
     }
 
@@ -87,7 +90,9 @@ impl CallError {
             Self::Sequence(error) => match error {
                 SequenceError::DeadlineExceeded { .. } => Code::DeadlineExceeded,
                 // Another worker can go on with the reply.
-                SequenceError::ShuttingDown | SequenceError::Internal => Code::Unavailable,
+                SequenceError::ShuttingDown | SequenceError::Internal | SequenceError::Unavailable(_) => {
+                    Code::Unavailable
+                }
                 // Only as the reply goes on does it show how large an automaton becomes.
                 SequenceError::Grammar(MatcherError::TooComplex { .. } | MatcherError::DeadEnd { .. }) => {
                     Code::InvalidArgument

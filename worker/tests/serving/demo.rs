@@ -527,3 +527,36 @@ async fn prefixes_are_shared_within_one_salt_only() {
         assert_eq!(reply.usage().cached_tokens > 0, cached, "{salt:?}");
     }
 }
+
+#[tokio::test]
+async fn two_ranks_reply_like_one() {
+    let mut replies = Vec::new();
+    for tensor_parallel_size in [1, 2] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/models/demo/v2");
+        let models = vec![ModelSpec {
+            model: "demo".into(),
+            revision: "v2".into(),
+            path,
+        }];
+        let mut running = start(Config {
+            models,
+            runner: RunnerKind::Candle,
+            dtype: Some(worker::Dtype::F32),
+            tensor_parallel_size,
+            ..config(store(), &[], Duration::ZERO)
+        })
+        .await;
+        let greedy = v1::SamplingParams {
+            temperature: Some(0.0),
+            ..tokens(40)
+        };
+        let reply = generate(
+            &mut running.client,
+            with(prompt("The capital of France is", greedy), &[]),
+        )
+        .await
+        .unwrap();
+        replies.push(reply.ids());
+    }
+    assert_eq!(replies[0], replies[1]);
+}

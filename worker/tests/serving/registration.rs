@@ -12,7 +12,7 @@ use penstock_plan::{PublishedRevision, WorkerRecord};
 use penstock_store::{
     CommitError, Entry, Key, Lease, Listing, Operation, Prefix, Store, StoreError, Transaction, WatchStream,
 };
-use worker::RunError;
+use worker::{Config, Readiness, RunError};
 
 use crate::harness::{Running, config, eventually, generate, http, prompt, start, store, tokens, with};
 
@@ -181,4 +181,32 @@ async fn a_worker_serves_without_a_store_and_registers_when_it_is_back() {
     switched.down.store(true, Ordering::SeqCst);
     running.shutdown.cancel();
     running.ended.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_worker_whose_engine_stands_still_leaves_rotation_until_it_goes_on() {
+    let store = store();
+    let slow = Config {
+        watchdog_timeout: Duration::from_millis(200),
+        ..config(store.clone(), &["demo@v1"], Duration::from_millis(2500))
+    };
+    let mut running = start(slow).await;
+    let mut client = running.client.clone();
+    let reply =
+        tokio::spawn(async move { generate(&mut client, with(prompt("Hello", tokens(1)), &[])).await });
+    let draining = |wanted| {
+        let (store, running) = (&store, &running);
+        move || async move { record(store, running).await.unwrap().draining == wanted }
+    };
+    eventually("it leaves", draining(true)).await;
+    let (code, why) = http(running.addresses.listen, "GET", "/readyz").await;
+    assert_eq!(code, 503);
+    assert!(why.contains("demo@v1 completes no step"), "{why}");
+    assert_eq!(reply.await.unwrap().unwrap().ids().len(), 1);
+    eventually("it is back", draining(false)).await;
+    running
+        .readiness
+        .wait_for(|state| *state == Readiness::Serving)
+        .await
+        .unwrap();
 }

@@ -63,7 +63,7 @@ impl Bench {
                 .step(&self.batch, &self.scheduler.samples(), &mut sampled);
             match outcome {
                 Ok(()) => self.scheduler.advance(self.now, &mut sampled),
-                Err(error) => self.scheduler.fail_step(&error.to_string()),
+                Err(error) => self.scheduler.fail_step(&error.into()),
             }
         }
         self.check();

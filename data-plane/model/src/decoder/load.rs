@@ -1,13 +1,15 @@
 //! From a checkpoint's tensors to a packed decoder.
 
+use std::{ops::Range, sync::Arc};
+
 use candle_core::{DType, Device, Tensor};
-use penstock_kernels::{Cpu, Element};
+use penstock_kernels::{Collective, Cpu, Element};
 
 use super::{Decoder, Layer, qkv_shape};
 use crate::{
     Dtype, LoadProgress, ModelConfig,
     checkpoint::Checkpoint,
-    parallel::{ColumnParallel, Loaded, Part, RowParallel},
+    parallel::{ColumnParallel, Loaded, Part, RowParallel, Shard},
     rotary,
 };
 
@@ -17,18 +19,31 @@ struct Loader<'a> {
     checkpoint: &'a Checkpoint,
     cpu: Cpu,
     element: Element,
+    shard: Shard,
     loaded_bytes: u64,
     progress: &'a dyn Fn(LoadProgress),
 }
 
-/// Loads the decoder, with rotary angles for `positions` positions.
+/// Part of a matrix: which rows, and which of how many columns.
+struct Cut {
+    outputs: Range<usize>,
+    inputs: Range<usize>,
+    shape: [usize; 2],
+}
+
+/// Loads the part of the decoder that is the rank's of `ranks`, with rotary angles for `positions` positions.
 pub(crate) fn load(
     config: &ModelConfig,
     checkpoint: &Checkpoint,
     dtype: Dtype,
     positions: usize,
+    ranks: Arc<dyn Collective>,
     progress: &dyn Fn(LoadProgress),
 ) -> Loaded<Decoder> {
+    let shard = Shard {
+        rank: ranks.rank(),
+        size: ranks.size(),
+    };
     let element = match dtype {
         Dtype::F32 => Element::F32,
         Dtype::Bf16 => Element::Bf16,
@@ -39,7 +54,8 @@ pub(crate) fn load(
         checkpoint,
         cpu: Cpu::detect(),
         element,
-        loaded_bytes: 0,
+        shard,
+        loaded_bytes: checkpoint.total_bytes() * shard.rank as u64 / shard.size as u64,
         progress,
     };
     let layers = (0..config.num_layers)
@@ -52,17 +68,22 @@ pub(crate) fn load(
     } else {
         "lm_head.weight"
     };
-    let output = loader.part(output, None, config.vocab_size, config.hidden_size)?;
+    let vocabulary = shard.of(config.vocab_size);
+    let shape = [config.vocab_size, config.hidden_size];
+    let output = loader.part(output, None, Cut::rows(shape, vocabulary.clone()))?;
     let output = loader.columns(config.hidden_size, vec![output]);
     let embedding = if config.tie_word_embeddings {
         Tensor::zeros(1, DType::F32, &Device::Cpu)?
     } else {
         loader.embedding(table)?
     };
-    loader.report(checkpoint.total_bytes());
+    loader.report(checkpoint.total_bytes() * (shard.rank as u64 + 1) / shard.size as u64);
     let angles = rotary::angles(config, positions);
+    let intermediate_size = shard.of(config.intermediate_size).len();
     Ok(Decoder {
         cpu: loader.cpu,
+        ranks,
+        vocabulary,
         embedding,
         tied: config.tie_word_embeddings,
         layers,
@@ -70,9 +91,8 @@ pub(crate) fn load(
         output,
         angles: Tensor::from_vec(angles, (positions, config.head_dim), &Device::Cpu)?,
         hidden_size: config.hidden_size,
-        intermediate_size: config.intermediate_size,
-        vocab_size: config.vocab_size,
-        shape: qkv_shape(config),
+        intermediate_size,
+        shape: qkv_shape(config, shard),
         eps: config.rms_norm_eps,
     })
 }
@@ -84,25 +104,56 @@ impl<'a> Loader<'a> {
         let config = self.config;
         let name = |rest: &str| format!("model.layers.{index}.{rest}");
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
-        let (q, kv) = (
-            config.num_heads * config.head_dim,
-            config.num_kv_heads * config.head_dim,
-        );
-        let projection = |part: &str, outputs: usize, inputs: usize, bias: bool| {
+        let width = |heads: Range<usize>| heads.start * config.head_dim..heads.end * config.head_dim;
+        let (all_q, all_kv) = (width(0..config.num_heads).end, width(0..config.num_kv_heads).end);
+        let q = width(self.shard.heads(config));
+        let kv = width(self.shard.kv_heads(config));
+        let neurons = self.shard.of(inner);
+        let projection = |part: &str, cut: Cut, bias: bool| {
             let bias = bias.then(|| name(&format!("{part}.bias")));
-            self.part(&name(&format!("{part}.weight")), bias.as_deref(), outputs, inputs)
+            self.part(&name(&format!("{part}.weight")), bias.as_deref(), cut)
         };
+        // What is summed over the ranks gets its bias once.
+        let is_first = self.shard.rank == 0;
         let qkv = vec![
-            projection("self_attn.q_proj", q, hidden, config.qkv_bias)?,
-            projection("self_attn.k_proj", kv, hidden, config.qkv_bias)?,
-            projection("self_attn.v_proj", kv, hidden, config.qkv_bias)?,
+            projection(
+                "self_attn.q_proj",
+                Cut::rows([all_q, hidden], q.clone()),
+                config.qkv_bias,
+            )?,
+            projection(
+                "self_attn.k_proj",
+                Cut::rows([all_kv, hidden], kv.clone()),
+                config.qkv_bias,
+            )?,
+            projection(
+                "self_attn.v_proj",
+                Cut::rows([all_kv, hidden], kv),
+                config.qkv_bias,
+            )?,
         ];
-        let attention_output = projection("self_attn.o_proj", hidden, q, config.output_bias)?;
+        let attention_output = projection(
+            "self_attn.o_proj",
+            Cut::columns([hidden, all_q], q.clone()),
+            config.output_bias && is_first,
+        )?;
         let gate_up = [
-            projection("mlp.gate_proj", inner, hidden, config.mlp_bias)?,
-            projection("mlp.up_proj", inner, hidden, config.mlp_bias)?,
+            projection(
+                "mlp.gate_proj",
+                Cut::rows([inner, hidden], neurons.clone()),
+                config.mlp_bias,
+            )?,
+            projection(
+                "mlp.up_proj",
+                Cut::rows([inner, hidden], neurons.clone()),
+                config.mlp_bias,
+            )?,
         ];
-        let down = projection("mlp.down_proj", hidden, inner, config.mlp_bias)?;
+        let down = projection(
+            "mlp.down_proj",
+            Cut::columns([hidden, inner], neurons.clone()),
+            config.mlp_bias && is_first,
+        )?;
         let head_norms = if config.qk_norm {
             Some(self.head_norms(&name("self_attn"))?)
         } else {
@@ -113,22 +164,24 @@ impl<'a> Loader<'a> {
             qkv: self.columns(hidden, qkv),
             window: config.attention_windows[index],
             head_norms,
-            attention_output: self.rows(q, attention_output),
+            attention_output: self.rows(q.len(), attention_output),
             mlp_norm: self.vector(&name("post_attention_layernorm.weight"), hidden)?,
             gate_up: self.gated(hidden, gate_up),
-            down: self.rows(inner, down),
+            down: self.rows(neurons.len(), down),
         })
     }
 
     /// A matrix and perhaps its bias, checked but not yet read.
-    fn part(&self, weight: &str, bias: Option<&str>, outputs: usize, inputs: usize) -> Loaded<Part<'a>> {
+    fn part(&self, weight: &str, bias: Option<&str>, cut: Cut) -> Loaded<Part<'a>> {
         let bias = bias
-            .map(|name| self.checkpoint.tensor(name, &[outputs]))
+            .map(|name| self.checkpoint.tensor(name, &cut.shape[..1]))
             .transpose()?;
         Ok(Part {
-            outputs,
-            weight: self.checkpoint.tensor(weight, &[outputs, inputs])?,
+            stride: cut.shape[1],
+            weight: self.checkpoint.tensor(weight, &cut.shape)?,
             bias,
+            outputs: cut.outputs,
+            inputs: cut.inputs,
         })
     }
 
@@ -165,20 +218,22 @@ impl<'a> Loader<'a> {
         Ok(Tensor::stack(&[q, k], 0)?)
     }
 
-    /// The embedding as a table of rows.
+    /// The rank's part of the embedding as a table of rows.
     fn embedding(&mut self, name: &str) -> Loaded<Tensor> {
-        let (vocab, hidden) = (self.config.vocab_size, self.config.hidden_size);
-        let weights = self.checkpoint.tensor(name, &[vocab, hidden])?;
-        let table = weights.to_vec(vocab * hidden);
+        let hidden = self.config.hidden_size;
+        let rows = self.shard.of(self.config.vocab_size);
+        let weights = self.checkpoint.tensor(name, &[self.config.vocab_size, hidden])?;
+        let table = weights.range(rows.start * hidden..rows.end * hidden);
+        let shape = (rows.len(), hidden);
         let table = match self.element {
-            Element::F32 => Tensor::from_vec(table, (vocab, hidden), &Device::Cpu)?,
+            Element::F32 => Tensor::from_vec(table, shape, &Device::Cpu)?,
             // A table is only read: rounding it to bytes would save no time.
             Element::Bf16 | Element::Int8 => {
                 let table: Vec<half::bf16> = table.into_iter().map(half::bf16::from_f32).collect();
-                Tensor::from_vec(table, (vocab, hidden), &Device::Cpu)?
+                Tensor::from_vec(table, shape, &Device::Cpu)?
             }
         };
-        self.loaded(weights.bytes());
+        self.loaded(weights.bytes() / self.shard.size as u64);
         Ok(table)
     }
 
@@ -193,5 +248,27 @@ impl<'a> Loader<'a> {
             loaded_bytes: self.loaded_bytes,
             total_bytes,
         });
+    }
+}
+
+// === impl Cut ===
+
+impl Cut {
+    /// Some rows of a matrix.
+    fn rows(shape: [usize; 2], outputs: Range<usize>) -> Self {
+        Self {
+            outputs,
+            inputs: 0..shape[1],
+            shape,
+        }
+    }
+
+    /// Some columns of a matrix.
+    fn columns(shape: [usize; 2], inputs: Range<usize>) -> Self {
+        Self {
+            outputs: 0..shape[0],
+            inputs,
+            shape,
+        }
     }
 }

@@ -8,6 +8,7 @@ use super::*;
 
 mod broken;
 mod manifest;
+mod parallel;
 
 const FAMILIES: [&str; 8] = [
     "llama",
@@ -59,23 +60,26 @@ fn golden(family: &str) -> Vec<Golden> {
     cases.iter().map(case).collect()
 }
 
-fn load(family: &str, dtype: Dtype, page_size: usize) -> Model {
-    let cache = CacheLayout {
-        page_size,
-        num_pages: 2048 / page_size,
-    };
-    let options = LoadOptions {
+fn options(dtype: Dtype, page_size: usize) -> LoadOptions<'static> {
+    LoadOptions {
         dtype: Some(dtype),
-        cache,
+        cache: CacheLayout {
+            page_size,
+            num_pages: 2048 / page_size,
+        },
         device: Device::Cpu,
+        tensor_parallel: TensorParallel::default(),
         progress: &|_| {},
-    };
-    Model::load(&golden_dir(family), options).unwrap()
+    }
+}
+
+fn load(family: &str, dtype: Dtype, page_size: usize) -> Model {
+    Model::load(&golden_dir(family), options(dtype, page_size)).unwrap()
 }
 
 /// Pages of the `index`th of several sequences, in no order.
 fn pages(model: &Model, index: usize) -> Vec<u32> {
-    let count = 256 / model.cache_shape.page_size as u32;
+    let count = 256 / model.cache.page_size as u32;
     (0..count).rev().map(|page| page + index as u32 * count).collect()
 }
 
@@ -253,11 +257,11 @@ fn a_batch_that_contradicts_itself_is_refused_and_the_next_one_runs() {
 fn kv_bytes_count_both_halves_of_all_layers() {
     let config = ModelConfig::load(&golden_dir("llama")).unwrap();
     assert_eq!(
-        Model::kv_bytes_per_token(&config, Some(Dtype::F32)),
+        Model::kv_bytes_per_token(&config, Some(Dtype::F32), 1),
         2 * 2 * 2 * 8 * 4
     );
     // The checkpoint says bfloat16.
-    assert_eq!(Model::kv_bytes_per_token(&config, None), 2 * 2 * 2 * 8 * 2);
+    assert_eq!(Model::kv_bytes_per_token(&config, None, 1), 2 * 2 * 2 * 8 * 2);
 }
 
 #[test]
@@ -272,6 +276,7 @@ fn progress_ends_at_the_total() {
         dtype: None,
         cache,
         device: Device::Cpu,
+        tensor_parallel: TensorParallel::default(),
         progress: &progress,
     };
     Model::load(&golden_dir("qwen3"), options).unwrap();

@@ -1,5 +1,6 @@
 //! Broken checkpoints: each is refused with an error that names what is wrong.
 
+use super::super::TensorParallel;
 use std::{fs, path::Path};
 
 use safetensors::{Dtype as FileDtype, SafeTensors, tensor::TensorView};
@@ -29,6 +30,7 @@ fn load(dir: &Path) -> Result<Model, LoadError> {
             dtype: None,
             cache,
             device: Device::Cpu,
+            tensor_parallel: TensorParallel::default(),
             progress: &|_| {},
         },
     )
@@ -266,6 +268,7 @@ fn a_cache_that_cannot_be_had_is_refused() {
             dtype: None,
             cache,
             device: Device::Cpu,
+            tensor_parallel: TensorParallel::default(),
             progress: &|_| {},
         };
         let error = Model::load(&golden_dir("llama"), options)
