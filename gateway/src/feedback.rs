@@ -64,7 +64,7 @@ async fn over_http(State(forwarder): State<Forwarder>, request: Request<Body>) -
     }
 }
 
-fn read(body: &[u8]) -> Result<v1::FeedbackRequest, Status> {
+pub(crate) fn read(body: &[u8]) -> Result<v1::FeedbackRequest, Status> {
     let value = fields::parse(body)?;
     let fields =
         Fields::of(&value).ok_or_else(|| Status::invalid_argument("the body is not a JSON object"))?;

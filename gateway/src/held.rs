@@ -156,7 +156,7 @@ impl Read {
                 }
             }
         }
-        self.text_end = offset + text;
+        self.text_end = offset.checked_add(text)?;
         Some(())
     }
 

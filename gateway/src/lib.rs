@@ -23,6 +23,8 @@ mod feedback;
 mod fields;
 mod forward;
 mod frames;
+#[cfg(test)]
+mod fuzz;
 mod grammar;
 mod grpc;
 mod held;

@@ -1,10 +1,10 @@
 //! OpenAI's HTTP API: chat and text completions, and the list of models.
 
-mod chat;
-mod completions;
+pub(crate) mod chat;
+pub(crate) mod completions;
 pub(crate) mod error;
-mod reply;
-mod request;
+pub(crate) mod reply;
+pub(crate) mod request;
 pub(crate) mod sse;
 
 use axum::{
@@ -31,7 +31,7 @@ use reply::Head;
 use request::Asked;
 
 /// One way to ask and to be answered.
-trait Shape: Sized + Send + 'static {
+pub(crate) trait Shape: Sized + Send + 'static {
     /// Name of the operation in telemetry.
     const OPERATION: &'static str;
     /// What ids begin with.
@@ -96,16 +96,7 @@ async fn answer<S: Shape>(
         choices::ask(forwarder, S::OPERATION, S::PREFIX, asker, request, candidates).await?;
     let head = Head::new(&origin);
     let mut response = match asked.stream {
-        true => sse::respond(
-            chunks,
-            Events {
-                head,
-                shape,
-                choices: asked.choices,
-                include_usage: asked.include_usage,
-                usage: None,
-            },
-        ),
+        true => sse::respond(chunks, Events::new(head, shape, &asked)),
         false => {
             let replies = chunks.whole().await.map_err(|status| origin.told(status))?;
             Json(whole(&shape, &head, replies, asked.choices)).into_response()
@@ -132,7 +123,7 @@ fn whole<S: Shape>(shape: &S, head: &Head, replies: Vec<v1::GenerateResponse>, c
 }
 
 /// The events of a completion.
-struct Events<S> {
+pub(crate) struct Events<S> {
     head: Head,
     shape: S,
     choices: usize,
@@ -141,6 +132,16 @@ struct Events<S> {
 }
 
 impl<S: Shape> Events<S> {
+    pub(crate) fn new(head: Head, shape: S, asked: &Asked) -> Self {
+        Self {
+            head,
+            shape,
+            choices: asked.choices,
+            include_usage: asked.include_usage,
+            usage: None,
+        }
+    }
+
     /// With `include_usage`, chunks without usage say so.
     fn write(&self, mut chunk: Value, out: &mut String) {
         if self.include_usage && chunk["usage"].is_null() {

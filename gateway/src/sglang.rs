@@ -40,8 +40,8 @@ pub(crate) fn router(forwarder: Forwarder) -> Router {
 }
 
 /// A request that was read.
-struct Asked {
-    request: v1::GenerateRequest,
+pub(crate) struct Asked {
+    pub(crate) request: v1::GenerateRequest,
     stream: bool,
     id: Option<String>,
 }
@@ -89,8 +89,11 @@ async fn answer(
 }
 
 async fn read(body: Body) -> Result<Asked, Status> {
-    let body = frames::read_whole(body, frames::MAX_REQUEST_BYTES).await?;
-    let value = fields::parse(&body)?;
+    understand(&frames::read_whole(body, frames::MAX_REQUEST_BYTES).await?)
+}
+
+pub(crate) fn understand(body: &[u8]) -> Result<Asked, Status> {
+    let value = fields::parse(body)?;
     let fields =
         Fields::of(&value).ok_or_else(|| Status::invalid_argument("the body is not a JSON object"))?;
     for name in [

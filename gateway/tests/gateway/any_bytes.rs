@@ -237,7 +237,7 @@ fn bytes_that_are_no_frame_are_an_invalid_argument_of_every_method() {
     // ListModels has nothing to say, and does not read what it is told.
     let methods = select(&["Generate", "Score", "Tokenize", "Feedback"][..]);
     Target::start().hold(200, (methods, bytes()), async |address, (method, body)| {
-        let compressed = body.first() == Some(&1);
+        let compressed = body.len() >= 5 && body[0] == 1;
         let status = call(address, method, body).await;
         let expected = if compressed {
             // `call` names no encoding.
