@@ -35,6 +35,13 @@ impl RetryBudget {
         self.purse().spend(Instant::now())
     }
 
+    /// Takes one for what is not needed, only desirable: half of the purse stays for workers that are lost.
+    pub(crate) fn spend_spare(&self) -> bool {
+        let mut purse = self.purse();
+        purse.refill(Instant::now());
+        purse.retries > MOST / 2.0 && purse.take()
+    }
+
     fn purse(&self) -> std::sync::MutexGuard<'_, Purse> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -57,9 +64,17 @@ impl Purse {
     }
 
     fn spend(&mut self, now: Instant) -> bool {
+        self.refill(now);
+        self.take()
+    }
+
+    fn refill(&mut self, now: Instant) {
         let since = now.saturating_duration_since(self.at).as_secs_f64();
         self.at = now;
         self.add(since * PER_SECOND);
+    }
+
+    fn take(&mut self) -> bool {
         let has = self.retries >= 1.0;
         if has {
             self.retries -= 1.0;
@@ -86,5 +101,13 @@ mod tests {
         assert_eq!((0..1000).filter(|_| purse.spend(now)).count(), 10);
         let later = now + Duration::from_secs(1);
         assert_eq!((0..1000).filter(|_| purse.spend(later)).count(), 10);
+    }
+    #[test]
+    fn what_is_not_needed_leaves_half_of_the_purse() {
+        let budget = RetryBudget::default();
+        let spent = (0..1000).filter(|_| budget.spend_spare()).count();
+        // A few were earned in the meantime, ten a second.
+        assert!((128..140).contains(&spent), "{spent}");
+        assert!((0..120).all(|_| budget.spend()));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use crate::{Config, Overload, balance::Policy};
+use crate::{Config, HedgeAfter, Overload, balance::Policy};
 
 /// Takes requests over gRPC and HTTP, assigns each to a revision, and forwards it to a worker.
 #[derive(Debug, Clone, clap::Parser)]
@@ -75,6 +75,11 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 1 << 20, env = "PENSTOCK_GATEWAY_MAX_WORKER_TOKENS")]
     max_worker_tokens: u64,
 
+    /// Ask a second worker too when none has begun to answer after so long, or after p95: longer than 95 % of the
+    /// revision's last requests took; the first to begin is heard [default: never]
+    #[arg(long, value_name = "DURATION|p95", value_parser = parse_hedge, env = "PENSTOCK_GATEWAY_HEDGE_AFTER")]
+    hedge_after: Option<HedgeAfter>,
+
     /// Requests of one tenant in a minute [default: any number]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), env = "PENSTOCK_GATEWAY_TENANT_REQUESTS_PER_MINUTE")]
     tenant_requests_per_minute: Option<u64>,
@@ -118,10 +123,21 @@ impl Args {
                 tenant_requests_per_minute: self.tenant_requests_per_minute,
                 tenant_tokens_per_minute: self.tenant_tokens_per_minute,
             },
+            hedge_after: self.hedge_after,
             default_timeout: self.default_timeout,
             drain_timeout: self.drain_timeout,
             ..Config::new(self.control_planes)
         }
+    }
+}
+
+/// Reads `p95`, or a time.
+fn parse_hedge(value: &str) -> Result<HedgeAfter, String> {
+    match value {
+        "p95" => Ok(HedgeAfter::P95),
+        value => parse_duration(value)
+            .map(HedgeAfter::Time)
+            .map_err(|error| format!("{error}, nor p95")),
     }
 }
 
@@ -155,6 +171,15 @@ mod tests {
         for value in ["", "5", "s", "-1s", "1 day"] {
             assert!(parse_duration(value).is_err(), "{value}");
         }
+    }
+
+    #[test]
+    fn a_hedge_is_a_time_or_a_percentile() {
+        assert_eq!(parse_hedge("p95"), Ok(HedgeAfter::P95));
+        let time = HedgeAfter::Time(Duration::from_millis(300));
+        assert_eq!(parse_hedge("300ms"), Ok(time));
+        let error = parse_hedge("p99").unwrap_err();
+        assert_eq!(error, "is not a duration such as 250ms, 1.5s or 2m, nor p95");
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! One request to one worker, or to another if the first fails.
 
+mod race;
+
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use bytes::Bytes;
@@ -232,26 +234,26 @@ impl Dispatch {
             let Some(picked) = self.pick() else { break };
             note(&picked.endpoint, tries);
             tries += 1;
-            match self.attempt(&picked).await {
-                Ok(sent) => {
-                    self.refresh();
-                    return Ok(sent);
-                }
-                Err(failed) => {
-                    self.failed(&picked, &failed);
-                    let again = match failed.cure {
-                        Cure::Nobody => false,
-                        Cure::Another => self.forwarder.budget.spend(),
-                        // Nobody has worked for it.
-                        Cure::Unreached | Cure::Same => true,
-                    };
-                    // Of workers that are gone there is one less each time.
-                    asked += usize::from(failed.cure != Cure::Unreached);
-                    last = Some(failed.status);
-                    if !again {
-                        break;
-                    }
-                }
+            let (sent, failures) = self.race(&picked).await;
+            let mut again = true;
+            for (picked, failed) in failures {
+                self.failed(&picked, &failed);
+                again &= match failed.cure {
+                    Cure::Nobody => false,
+                    Cure::Another => self.forwarder.budget.spend(),
+                    // Nobody has worked for it.
+                    Cure::Unreached | Cure::Same => true,
+                };
+                // Of workers that are gone there is one less each time.
+                asked += usize::from(failed.cure != Cure::Unreached);
+                last = Some(failed.status);
+            }
+            if let Some(sent) = sent {
+                self.refresh();
+                return Ok(sent);
+            }
+            if !again {
+                break;
             }
         }
         Err(last.unwrap_or_else(|| {

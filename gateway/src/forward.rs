@@ -22,6 +22,7 @@ use crate::{
     error,
     feedback::Judged,
     frames::Message,
+    hedge::Hedge,
     observe::Observation,
     overrides::Overrides,
     pool::Pool,
@@ -46,6 +47,7 @@ pub(crate) struct Forwarder {
     pub(crate) shadows: Arc<Shadows>,
     pub(crate) judged: Arc<Judged>,
     pub(crate) budget: Arc<RetryBudget>,
+    pub(crate) hedge: Arc<Hedge>,
     pub(crate) admission: Arc<Admission>,
     /// For requests whose caller does not say how long it waits.
     pub(crate) default_timeout: Duration,
@@ -137,6 +139,8 @@ impl Forwarder {
         };
         match sent {
             Ok(sent) => {
+                // Of two that were asked, this one is heard.
+                call.observation.sent_to(&sent.endpoint);
                 self.mirror(&dispatch);
                 Ok((dispatch, sent))
             }

@@ -27,6 +27,7 @@ mod frames;
 mod fuzz;
 mod grammar;
 mod grpc;
+mod hedge;
 mod held;
 mod observe;
 mod openai;
@@ -51,6 +52,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use penstock_telemetry::Metrics;
 
 pub use admission::Overload;
+pub use hedge::HedgeAfter;
 pub use penstock_client::View;
 pub use server::{Addresses, BuildError, RunError, Server};
 pub use state::StateError;
@@ -76,6 +78,8 @@ pub struct Config {
     pub routing: balance::Policy,
     /// What bounds the work that it takes on.
     pub overload: Overload,
+    /// When a request that nobody has begun to answer is sent to a second worker; with none, never.
+    pub hedge_after: Option<HedgeAfter>,
     /// How long a request may take whose caller does not say how long it waits (`grpc-timeout`).
     pub default_timeout: Duration,
     /// How long requests in flight may go on once the gateway is told to end.
@@ -97,6 +101,7 @@ impl Config {
             initial: View::default(),
             routing: balance::Policy::default(),
             overload: Overload::default(),
+            hedge_after: None,
             default_timeout: Duration::from_secs(600),
             drain_timeout: Duration::from_secs(30),
             metrics: Metrics::local(),

@@ -83,7 +83,7 @@ pub(crate) enum ConnectError {
 }
 
 /// A worker that was picked for a request.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Picked {
     /// Name of the worker.
     pub(crate) endpoint: String,
@@ -326,6 +326,11 @@ impl Peer {
         let shares = self.shares();
         let limit = shares.get(&namespace).map(|share| share.limit);
         limit.unwrap_or(Limit::new(self.most_tokens)).tokens()
+    }
+
+    /// Whether it answers and has room, so that it may be asked for what is not needed.
+    pub(crate) fn is_spare(&self, want: &Want) -> bool {
+        !self.breaker().is_open(StdInstant::now()) && self.has_room(want)
     }
 
     fn has_room(&self, want: &Want) -> bool {

@@ -12,6 +12,7 @@ use crate::{
     admission::Admission,
     counts::Ledger,
     forward::Forwarder,
+    hedge::Hedge,
     overrides::Overrides,
     pool::Pool,
     ports::Ports,
@@ -158,6 +159,7 @@ impl Server {
             shadows: Arc::default(),
             judged: Arc::default(),
             budget: Arc::default(),
+            hedge: Arc::new(Hedge::new(config.hedge_after)),
             admission: Arc::new(Admission::new(config.overload)),
             default_timeout: config.default_timeout,
         };

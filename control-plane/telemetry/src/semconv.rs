@@ -137,6 +137,8 @@ pub mod metric {
     pub const RETRIES: &str = "penstock.gateway.retries";
     /// Replies that went on at another endpoint.
     pub const RESUMES: &str = "penstock.gateway.resumes";
+    /// Counter: requests sent to a second endpoint because the first took long to begin.
+    pub const HEDGES: &str = "penstock.gateway.hedges";
     /// Gauge: epoch of the snapshot applied.
     pub const APPLIED_EPOCH: &str = "penstock.gateway.epoch";
     /// Gauge: endpoints known.

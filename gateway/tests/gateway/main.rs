@@ -6,6 +6,7 @@
 mod any_bytes;
 mod feedback;
 mod grpc;
+mod hedge;
 mod http_api;
 mod mirror;
 mod overload;

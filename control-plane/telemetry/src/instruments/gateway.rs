@@ -16,6 +16,7 @@ pub struct GatewayMetrics {
     requests: RequestInstruments,
     retries: Counter<u64>,
     resumes: Counter<u64>,
+    hedges: Counter<u64>,
     nacks: Counter<u64>,
     epoch: Gauge<u64>,
     endpoints: Gauge<u64>,
@@ -44,6 +45,12 @@ impl GatewayMetrics {
                 "{request}",
                 "Replies that went on at another endpoint when one was lost in the middle",
             ),
+            hedges: counter(
+                &meter,
+                metric::HEDGES,
+                "{request}",
+                "Requests sent to a second endpoint because the first took long to begin",
+            ),
             nacks: counter(&meter, metric::SNAPSHOT_NACKS, "{snapshot}", "Snapshots refused"),
             epoch: gauge(metric::APPLIED_EPOCH, "Epoch of the snapshot applied"),
             endpoints: gauge(metric::ENDPOINTS, "Endpoints known"),
@@ -70,6 +77,12 @@ impl GatewayMetrics {
     /// Records that a reply went on at another endpoint.
     pub fn resumed(&self, model: &str) {
         self.resumes
+            .add(1, &[KeyValue::new(attribute::MODEL, model.to_owned())]);
+    }
+
+    /// Records that a second endpoint was asked because the first took long to begin.
+    pub fn hedged(&self, model: &str) {
+        self.hedges
             .add(1, &[KeyValue::new(attribute::MODEL, model.to_owned())]);
     }
 
