@@ -22,4 +22,4 @@ pub use error::CudaError;
 pub use inputs::{CudaBatch, CudaLimits, Inputs};
 pub use launch::{CudaAttention, CudaCache, MAX_SPLITS, RopeStore, Splits};
 pub use memory::{Buffer, Plain, Staging};
-pub use sampling::{CudaToken, DeviceSampler, MAX_STOPS, SampleRow};
+pub use sampling::{CudaToken, DeviceSampler, MAX_STOPS};

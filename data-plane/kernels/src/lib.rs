@@ -37,6 +37,7 @@ mod norm;
 mod pool;
 pub mod reference;
 mod rope;
+mod sampling;
 mod shared;
 
 pub use attention::{Attention, AttentionSequence, attention};
@@ -48,6 +49,7 @@ pub use mapped::MappedFile;
 pub use norm::{add_rms_norm, rms_norm};
 pub use pool::Pool;
 pub use rope::{CacheShape, MAX_HEAD_DIM, QkvShape, Rotate, rotate, store};
+pub use sampling::SampleRow;
 
 /// Where kernels run: an instruction set and the process's threads.
 #[derive(Debug, Clone, Copy)]

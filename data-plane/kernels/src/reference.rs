@@ -2,6 +2,8 @@
 
 use half::bf16;
 
+use crate::SampleRow;
+
 /// Rows of `x` normalised: `x / sqrt(mean(x²) + eps) · weight`.
 pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
     let rows = x.chunks_exact(weight.len()).flat_map(|row| {
@@ -93,6 +95,91 @@ pub fn rotate(head: &[f32], cos: &[f32], sin: &[f32]) -> Vec<f32> {
         .zip(cos.iter().zip(sin))
         .map(|((&a, &b), (&cos, &sin))| b * cos + a * sin);
     low.chain(high).collect()
+}
+
+/// The token of a row and its log-probability; `None` where the logits are not numbers. `logits` change as the row's
+/// penalties, bias, grammar and stops say.
+pub fn sample(logits: &mut [f32], row: &SampleRow<'_>) -> Option<(u32, f32)> {
+    edit(logits, row);
+    let sound = argmax(logits)?;
+    let kept = logits.to_vec();
+    for &stop in row.stops {
+        if let Some(logit) = logits.get_mut(stop as usize) {
+            *logit = f32::NEG_INFINITY;
+        }
+    }
+    let best = argmax(logits).unwrap_or_else(|| {
+        logits.copy_from_slice(&kept);
+        sound
+    });
+    let max = logits[best];
+    let id = match row.temperature > 0.0 {
+        true => draw(logits, max, row),
+        false => best,
+    };
+    let sum: f64 = logits.iter().map(|&logit| f64::from(logit - max).exp()).sum();
+    Some((id as u32, logits[id] - max - sum.ln() as f32))
+}
+
+fn edit(logits: &mut [f32], row: &SampleRow<'_>) {
+    let [repetition, presence, frequency] = row.penalties;
+    for &(id, count) in row.seen {
+        let logit = &mut logits[id as usize];
+        *logit = if *logit > 0.0 {
+            *logit / repetition
+        } else {
+            *logit * repetition
+        };
+        if count > 0 {
+            *logit -= presence + frequency * count as f32;
+        }
+    }
+    for &(id, bias) in row.bias {
+        logits[id as usize] += bias;
+    }
+    if let Some(mask) = row.mask {
+        for (id, logit) in logits.iter_mut().enumerate() {
+            if mask[id / 32] >> (id % 32) & 1 == 0 {
+                *logit = f32::NEG_INFINITY;
+            }
+        }
+    }
+}
+
+fn argmax(logits: &[f32]) -> Option<usize> {
+    let best = (0..logits.len()).reduce(|best, id| if logits[id] > logits[best] { id } else { best })?;
+    let sound = logits.iter().all(|logit| !logit.is_nan()) && logits[best].is_finite();
+    sound.then_some(best)
+}
+
+fn draw(logits: &[f32], max: f32, row: &SampleRow<'_>) -> usize {
+    let floor = if row.min_p > 0.0 { row.min_p.ln() } else { -104.0 };
+    let mut candidates: Vec<usize> = (0..logits.len())
+        .filter(|&id| logits[id] >= max + floor * row.temperature)
+        .collect();
+    let likelier_first = |a: &usize, b: &usize| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b));
+    candidates.sort_by(likelier_first);
+    if row.top_k > 0 {
+        candidates.truncate(row.top_k);
+    }
+    let weight = |id: usize| f64::from(((logits[id] - max) / row.temperature).exp());
+    let total = |candidates: &[usize]| candidates.iter().map(|&id| weight(id)).sum::<f64>();
+    if row.top_p < 1.0 {
+        let (mass, mut sum) = (f64::from(row.top_p) * total(&candidates), 0.0);
+        let last = candidates.iter().position(|&id| {
+            sum += weight(id);
+            sum >= mass
+        });
+        candidates.truncate(last.map_or(candidates.len(), |last| last + 1));
+    } else {
+        candidates.sort_unstable();
+    }
+    let (target, mut sum) = (row.uniform * total(&candidates), 0.0);
+    let drawn = candidates.iter().copied().find(|&id| {
+        sum += weight(id);
+        sum > target
+    });
+    drawn.unwrap_or(candidates[candidates.len() - 1])
 }
 
 /// Rounds to bf16 and back.

@@ -17,38 +17,6 @@
 #define LOG2_E 1.4426950408889634f
 #define STAGE_ELEMENTS (2 * BLOCK * STRIDE)
 
-__device__ __forceinline__ u32 shared_address(const void* pointer) { return (u32)__cvta_generic_to_shared(pointer); }
-
-// Four 8x8 matrices; each lane gives the address of one row.
-__device__ __forceinline__ void load_matrices(u32 (&to)[4], const bf16* row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-                 : "r"(shared_address(row))
-                 : "memory");
-}
-
-__device__ __forceinline__ void load_transposed(u32 (&to)[4], const bf16* row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-                 : "r"(shared_address(row))
-                 : "memory");
-}
-
-// c (16x8) += a (16x16) times b (16x8).
-__device__ __forceinline__ void multiply_add(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-                 "{%0, %1, %2, %3};"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-
-template <int PENDING>
-__device__ __forceinline__ void wait_for_copies() {
-    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
-}
-
 // One sequence: first row, rows, positions in the cache, first of its pages in the tables.
 struct Sequence {
     int query_start, query_len, context_len, page_start;
@@ -74,13 +42,8 @@ __device__ __forceinline__ void load_block(bf16* stage, const Cache& cache, int 
             const u64 slot = (page * cache.kv_heads + cache.kv_head) * cache.page_size + position % cache.page_size;
             at = slot * HEAD_DIM + column;
         }
-        const int bytes = exists ? 16 : 0;
-        const u32 to = shared_address(stage + row * STRIDE + column);
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(cache.keys + at), "r"(bytes)
-                     : "memory");
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to + 2 * BLOCK * STRIDE),
-                     "l"(cache.values + at), "r"(bytes)
-                     : "memory");
+        copy_16_bytes(stage + row * STRIDE + column, cache.keys + at, exists);
+        copy_16_bytes(stage + (BLOCK + row) * STRIDE + column, cache.values + at, exists);
     }
     commit_copies();
 }
@@ -210,7 +173,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     attend_prefill(bf16* y, const bf16* queries, const bf16* keys, const bf16* values, const Sequence* sequences,
                    const u32* page_tables, const int2* tiles, int heads, int kv_heads, int page_size, int window,
                    float scale) {
-    extern __shared__ __align__(16) bf16 stages[];
+    DYNAMIC_SHARED(bf16, stages);
     const int2 tile = tiles[blockIdx.x];
     const Sequence sequence = sequences[tile.x];
     const int group = heads / kv_heads, kv_head = blockIdx.y, all = sequence.query_len * group;
@@ -254,7 +217,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     attend_decode(bf16* y, float* parts, float2* stats, const bf16* queries, const bf16* keys, const bf16* values,
                   const Sequence* sequences, const u32* page_tables, int heads, int kv_heads, int page_size,
                   int window, float scale) {
-    extern __shared__ __align__(16) bf16 stages[];
+    DYNAMIC_SHARED(bf16, stages);
     __shared__ float largest[4][16], totals[4][16];
     const Sequence sequence = sequences[blockIdx.z];
     const int context = sequence.context_len;

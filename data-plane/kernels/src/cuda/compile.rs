@@ -23,7 +23,7 @@ pub struct Source {
 /// Widest head of the attention kernels.
 pub const MAX_CUDA_HEAD_DIM: usize = 256;
 
-const SHARED: &str = include_str!("common.cuh");
+const SHARED: &str = concat!(include_str!("machine.cuh"), include_str!("common.cuh"));
 
 // === impl Source ===
 

@@ -3,39 +3,10 @@
 use cudarc::driver::{LaunchConfig, PushKernelArg};
 
 use super::{Buffer, CudaError, Gpu, Staging, error::Doing};
+use crate::SampleRow;
 
 /// Stop tokens of a row, at most, while they may not come.
 pub const MAX_STOPS: usize = 64;
-/// Words of a row's description.
-const ROW_WORDS: usize = 18;
-
-/// How to sample one row of logits. The order of the steps is the CPU sampler's.
-#[derive(Debug, Clone, Copy)]
-pub struct SampleRow<'a> {
-    /// The random number, in [0, 1).
-    pub uniform: f64,
-    /// 0 is greedy.
-    pub temperature: f32,
-    /// Nucleus mass in (0, 1].
-    pub top_p: f32,
-    /// Tokens less likely than this share of the likeliest are out.
-    pub min_p: f32,
-    /// Keep the k likeliest; 0 keeps all.
-    pub top_k: usize,
-    /// Repetition, presence and frequency penalties.
-    pub penalties: [f32; 3],
-    /// Tokens seen, each once, with how often in the reply.
-    pub seen: &'a [(u32, u32)],
-    /// Added to logits.
-    pub bias: &'a [(u32, f32)],
-    /// Tokens that may not come yet, if there is another.
-    pub stops: &'a [u32],
-    /// The grammar's mask, a bit a token, the lowest bit first.
-    pub mask: Option<&'a [u32]>,
-    /// Whether the log-probability is wanted.
-    pub logprob: bool,
-}
-
 /// A row's token and its log-probability; `None`: the logits are not numbers.
 pub type CudaToken = Option<(u32, f32)>;
 
@@ -60,7 +31,7 @@ impl DeviceSampler {
     /// # Errors
     /// Memory cannot be had.
     pub fn new(gpu: &Gpu, rows: usize, vocab_size: usize) -> Result<Self, CudaError> {
-        let words = rows * (ROW_WORDS + 64);
+        let words = rows * (SampleRow::WORDS + 64);
         Ok(Self {
             rows,
             vocab_size,
@@ -95,7 +66,7 @@ impl DeviceSampler {
         if rows.is_empty() {
             return Ok(());
         }
-        let entries = self.lay_out(rows);
+        let entries = SampleRow::lay_out(rows, &mut self.words);
         if self.words.len() > self.inputs.len() {
             let len = self.words.len().next_power_of_two();
             (self.staging, self.inputs) = (gpu.staging(len)?, gpu.zeros(len)?);
@@ -159,46 +130,5 @@ impl DeviceSampler {
             Some(_) => Err(CudaError::Step(format!("a mask has fewer than {words} words"))),
             None => Ok(()),
         }
-    }
-
-    /// Rows, then entries (pairs of words), then masks. Returns where the entries start.
-    fn lay_out(&mut self, rows: &[SampleRow<'_>]) -> usize {
-        let start = rows.len() * ROW_WORDS;
-        let pairs: usize = rows
-            .iter()
-            .map(|row| row.seen.len() + row.bias.len() + row.stops.len())
-            .sum();
-        let (mut entry, mut mask) = (0_u32, (start + 2 * pairs) as u32);
-        self.words.clear();
-        for row in rows {
-            let range = |len: usize, entry: &mut u32| {
-                *entry += len as u32;
-                [*entry - len as u32, len as u32]
-            };
-            let floor = if row.min_p > 0.0 { row.min_p.ln() } else { -104.0 };
-            let uniform = row.uniform.to_bits();
-            self.words.extend([uniform as u32, (uniform >> 32) as u32]);
-            let numbers = [row.temperature, row.top_p, floor];
-            self.words
-                .extend(numbers.into_iter().chain(row.penalties).map(f32::to_bits));
-            self.words.push(u32::try_from(row.top_k).unwrap_or(u32::MAX));
-            for len in [row.seen.len(), row.bias.len(), row.stops.len()] {
-                self.words.extend(range(len, &mut entry));
-            }
-            self.words.push(row.mask.map_or(u32::MAX, |_| mask));
-            mask += row.mask.map_or(0, |mask| mask.len() as u32);
-            self.words.extend([u32::from(row.logprob), 0]);
-        }
-        for row in rows {
-            self.words
-                .extend(row.seen.iter().flat_map(|&(id, count)| [id, count]));
-            self.words
-                .extend(row.bias.iter().flat_map(|&(id, bias)| [id, bias.to_bits()]));
-            self.words.extend(row.stops.iter().flat_map(|&id| [id, 0]));
-        }
-        for row in rows {
-            self.words.extend_from_slice(row.mask.unwrap_or_default());
-        }
-        start
     }
 }
