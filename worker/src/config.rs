@@ -85,7 +85,7 @@ enum DtypeName {
 #[derive(Debug, Clone, clap::Parser)]
 #[command(version)]
 pub struct Args {
-    /// A revision to serve: a checkpoint directory in Hugging Face layout, or hf://, s3:// or https:// with
+    /// A revision to serve: a checkpoint directory in Hugging Face layout, a .gguf file, or hf://, s3:// or https:// with
     /// --data-dir (repeatable)
     ///
     /// Others come and go as the control plane places them here.

@@ -7,9 +7,9 @@ use std::{
 };
 
 use penstock_engine::{CandleRunner, Engine, EngineConfig, EngineError, FakeConfig, FakeRunner, Runner};
-use penstock_model::{CacheLayout, LoadOptions, Model, ModelConfig, TensorParallel};
+use penstock_model::{CacheLayout, GgufText, LoadOptions, Model, ModelConfig, TensorParallel, TokenKind};
 use penstock_telemetry::instruments::{EngineObservation, Served as Labels, WorkerMetrics};
-use penstock_text::{ChatTemplate, TextError, Tokenizer};
+use penstock_text::{BpeVocabulary, ChatTemplate, TextError, Tokenizer};
 
 use crate::{
     Config, Dtype, LoadProgress, MemoryError, ModelSpec, RunnerKind,
@@ -43,9 +43,20 @@ pub struct LoadError {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LoadErrorKind {
-    /// There is no such directory.
-    #[error("there is no such directory")]
+    /// There is no such directory or file.
+    #[error("there is no such directory or GGUF file")]
     NoDirectory,
+    /// A GGUF file whose tokenizer is none that is read from there.
+    #[error(
+        "{}: tokenizer.ggml.model is {model:?}; only gpt2 (byte-level BPE) is read from a GGUF file: put the model's \
+         tokenizer.json beside it", path.display()
+    )]
+    GgufTokenizer {
+        /// The file.
+        path: PathBuf,
+        /// What it says.
+        model: String,
+    },
     /// Its source cannot be read.
     #[error(transparent)]
     Source(#[from] SourceError),
@@ -249,12 +260,11 @@ struct Parts {
 fn candle(config: &Config, request: &Request) -> Result<Parts, LoadErrorKind> {
     let spec = &request.spec;
     let dir: &Path = &spec.path;
-    if !dir.is_dir() {
+    if !dir.exists() {
         return Err(LoadErrorKind::NoDirectory);
     }
     // What is cheap to read comes first, so that a mistake shows before gigabytes are read.
-    let tokenizer = Tokenizer::load(dir)?;
-    let template = ChatTemplate::load(dir)?;
+    let (tokenizer, template) = text(dir)?;
     let model_config = ModelConfig::load(dir)?;
     if tokenizer.vocab_size() > model_config.vocab_size {
         tracing::warn!(
@@ -313,6 +323,53 @@ fn candle(config: &Config, request: &Request) -> Result<Parts, LoadErrorKind> {
     })
 }
 
+/// Tokenizer and chat template: the files beside the weights, else what a GGUF file says.
+fn text(path: &Path) -> Result<(Tokenizer, Option<ChatTemplate>), LoadErrorKind> {
+    let dir = match path.is_dir() {
+        true => path,
+        false => path.parent().unwrap_or(path),
+    };
+    let gguf = match dir.join("tokenizer.json").exists() {
+        true => None,
+        false => GgufText::load(path)?,
+    };
+    let Some(gguf) = gguf else {
+        return Ok((Tokenizer::load(dir)?, ChatTemplate::load(dir)?));
+    };
+    if gguf.model != "gpt2" {
+        return Err(LoadErrorKind::GgufTokenizer {
+            path: path.to_owned(),
+            model: gguf.model,
+        });
+    }
+    let ids = |wanted: TokenKind| {
+        let kinds = gguf.kinds.iter().zip(0..);
+        kinds
+            .filter(move |(kind, _)| **kind == wanted)
+            .map(|(_, id)| id)
+            .collect()
+    };
+    let token = |id: Option<u32>| id.and_then(|id| gguf.tokens.get(id as usize).cloned());
+    let special = [("bos_token", token(gguf.bos)), ("eos_token", token(gguf.eos))];
+    let special = special
+        .into_iter()
+        .filter_map(|(name, token)| Some((name, token?)))
+        .collect();
+    let vocabulary = BpeVocabulary {
+        control: ids(TokenKind::Control),
+        user_defined: ids(TokenKind::UserDefined),
+        bos: gguf.bos.filter(|_| gguf.add_bos),
+        pre: gguf.pre.clone(),
+        merges: gguf.merges.clone(),
+        tokens: gguf.tokens.clone(),
+    };
+    let template = gguf.chat_template.as_ref();
+    let template = template
+        .map(|source| ChatTemplate::from_parts(source, special, path))
+        .transpose()?;
+    Ok((vocabulary.tokenizer(path)?, template))
+}
+
 fn check_digest(request: &Request, found: &str) -> Result<(), LoadErrorKind> {
     if request.digest.is_empty() || request.digest == found {
         return Ok(());
@@ -327,6 +384,10 @@ fn check_digest(request: &Request, found: &str) -> Result<(), LoadErrorKind> {
 /// narrowest.
 fn weight_bytes(dir: &Path, dtype: Option<Dtype>, model: &ModelConfig) -> u64 {
     let kept = dtype.unwrap_or_else(|| model.default_dtype());
+    if !dir.join("config.json").exists() {
+        // A GGUF file, whose size says little about how many elements there are.
+        return model.parameters() * kept.weight_bytes();
+    }
     let stored = model.checkpoint_dtype.map_or(2, Dtype::weight_bytes);
     Need::weights(dir, kept.weight_bytes(), stored)
 }

@@ -1,4 +1,4 @@
-//! Safetensors files, mapped, and their tensors by name.
+//! Safetensors or GGUF files, mapped, and their tensors by name.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -7,6 +7,10 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
+use candle_core::{
+    Device,
+    quantized::{GgmlDType, ggml_file},
+};
 use half::{bf16, f16};
 use penstock_kernels::MappedFile;
 use safetensors::{
@@ -15,10 +19,18 @@ use safetensors::{
 };
 use serde_json::Value;
 
-use crate::{LoadError, config::read_object};
+use crate::{
+    LoadError,
+    config::read_object,
+    gguf::{self, Gguf},
+};
+
+/// A tensor of GGUF files: what each frequency of rotary embeddings is divided by.
+const ROPE_FACTORS: &str = "rope_freqs.weight";
 
 /// A checkpoint's weight files.
 pub(crate) struct Checkpoint {
+    gguf: Option<Gguf>,
     files: Vec<File>,
     /// Index into `files` by tensor.
     tensors: HashMap<String, usize>,
@@ -39,14 +51,39 @@ struct File {
 /// One tensor's bytes. It is contiguous, row-major and finite.
 pub(crate) struct Weights<'a> {
     data: &'a [u8],
-    dtype: FileDtype,
+    kind: Kind,
+    /// Elements of a row.
+    columns: usize,
+    /// Width of the heads whose rows lie in pairs: rows 2i and 2i + 1 of a head are i and width / 2 + i of ours.
+    paired: Option<usize>,
+}
+
+/// How elements are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    F32,
+    F16,
+    Bf16,
+    /// Quantized by blocks.
+    Blocks(GgmlDType),
 }
 
 // === impl Checkpoint ===
 
 impl Checkpoint {
-    /// Opens `model.safetensors` in `dir`, or the files that `model.safetensors.index.json` lists.
+    /// Opens `model.safetensors` in `dir`, or the files that `model.safetensors.index.json` lists, or the GGUF file that
+    /// `dir` is or holds.
     pub(crate) fn open(dir: &Path) -> Result<Self, LoadError> {
+        if let Some(file) = gguf::find(dir)? {
+            let gguf = Gguf::open(file)?;
+            return Ok(Self {
+                listing: gguf.path().to_owned(),
+                gguf: Some(gguf),
+                files: Vec::new(),
+                tensors: HashMap::new(),
+                finite: Mutex::default(),
+            });
+        }
         let index = dir.join("model.safetensors.index.json");
         let single = dir.join("model.safetensors");
         if index.exists() {
@@ -60,6 +97,7 @@ impl Checkpoint {
                 .map(|name| (name, 0))
                 .collect();
             Ok(Self {
+                gguf: None,
                 files: vec![file],
                 tensors,
                 listing: single,
@@ -106,6 +144,7 @@ impl Checkpoint {
             tensors.insert(tensor.clone(), number);
         }
         Ok(Self {
+            gguf: None,
             files,
             tensors,
             listing,
@@ -115,27 +154,39 @@ impl Checkpoint {
 
     /// Bytes of all files.
     pub(crate) fn total_bytes(&self) -> u64 {
-        self.files.iter().map(|file| file.map.len() as u64).sum()
+        let files: u64 = self.files.iter().map(|file| file.map.len() as u64).sum();
+        files + self.gguf.as_ref().map_or(0, Gguf::total_bytes)
+    }
+
+    /// What each of `pairs` frequencies of rotary embeddings is divided by, where the checkpoint says so.
+    pub(crate) fn rope_factors(&self, pairs: usize) -> Result<Option<Vec<f32>>, LoadError> {
+        match &self.gguf {
+            Some(gguf) if gguf.has_rope_factors() => {
+                let factors = self.tensor(ROPE_FACTORS, &[pairs])?.to_vec(pairs);
+                match factors.iter().find(|&&factor| factor <= 0.0) {
+                    None => Ok(Some(factors)),
+                    Some(factor) => Err(LoadError::Field {
+                        path: gguf.path().to_owned(),
+                        field: ROPE_FACTORS.to_owned(),
+                        problem: format!("has {factor}, which frequencies cannot be divided by"),
+                    }),
+                }
+            }
+            _ => Ok(None),
+        }
     }
 
     /// The tensor `name`, of this very shape.
     pub(crate) fn tensor(&self, name: &str, shape: &[usize]) -> Result<Weights<'_>, LoadError> {
-        let missing = |path: &Path| LoadError::MissingTensor {
-            tensor: name.to_owned(),
-            path: path.to_owned(),
-        };
-        let file = self.tensors.get(name).ok_or_else(|| missing(&self.listing))?;
-        let file = &self.files[*file];
-        let info = file.metadata.info(name).ok_or_else(|| missing(&file.path))?;
-        if info.shape != shape {
+        let (path, found, weights) = self.locate(name)?;
+        if found != shape {
             return Err(LoadError::Shape {
                 tensor: name.to_owned(),
-                path: file.path.clone(),
+                path: path.to_owned(),
                 expected: shape.to_vec(),
-                found: info.shape.clone(),
+                found,
             });
         }
-        let weights = file.weights(name, info)?;
         let mut finite = self.finite.lock().unwrap_or_else(PoisonError::into_inner);
         if finite.contains(name) {
             return Ok(weights);
@@ -147,10 +198,40 @@ impl Checkpoint {
             }
             Some(index) => Err(LoadError::NotFinite {
                 tensor: name.to_owned(),
-                path: file.path.clone(),
+                path: path.to_owned(),
                 index,
             }),
         }
+    }
+
+    /// Where a tensor is, its shape and its bytes.
+    fn locate(&self, name: &str) -> Result<(&Path, Vec<usize>, Weights<'_>), LoadError> {
+        if let Some(gguf) = &self.gguf {
+            let block = gguf.tensor(name)?;
+            let weights = Weights {
+                data: block.data,
+                kind: match block.dtype {
+                    GgmlDType::F32 => Kind::F32,
+                    GgmlDType::F16 => Kind::F16,
+                    GgmlDType::BF16 => Kind::Bf16,
+                    quantized => Kind::Blocks(quantized),
+                },
+                columns: match block.shape.as_slice() {
+                    [_, columns] => *columns,
+                    _ => 1,
+                },
+                paired: block.paired,
+            };
+            return Ok((gguf.path(), block.shape, weights));
+        }
+        let missing = |path: &Path| LoadError::MissingTensor {
+            tensor: name.to_owned(),
+            path: path.to_owned(),
+        };
+        let file = self.tensors.get(name).ok_or_else(|| missing(&self.listing))?;
+        let file = &self.files[*file];
+        let info = file.metadata.info(name).ok_or_else(|| missing(&file.path))?;
+        Ok((&file.path, info.shape.clone(), file.weights(name, info)?))
     }
 }
 
@@ -179,17 +260,24 @@ impl File {
     }
 
     fn weights(&self, name: &str, info: &TensorInfo) -> Result<Weights<'_>, LoadError> {
-        if !matches!(info.dtype, FileDtype::BF16 | FileDtype::F16 | FileDtype::F32) {
-            return Err(LoadError::TensorDtype {
-                tensor: name.to_owned(),
-                path: self.path.clone(),
-                found: format!("{:?}", info.dtype),
-            });
-        }
+        let kind = match info.dtype {
+            FileDtype::F32 => Kind::F32,
+            FileDtype::F16 => Kind::F16,
+            FileDtype::BF16 => Kind::Bf16,
+            _ => {
+                return Err(LoadError::TensorDtype {
+                    tensor: name.to_owned(),
+                    path: self.path.clone(),
+                    found: format!("{:?}", info.dtype),
+                });
+            }
+        };
         let (start, end) = info.data_offsets;
         Ok(Weights {
             data: &self.map[self.start + start..self.start + end],
-            dtype: info.dtype,
+            kind,
+            columns: info.shape.last().copied().unwrap_or(1),
+            paired: None,
         })
     }
 }
@@ -204,31 +292,56 @@ impl Weights<'_> {
 
     /// Number of elements.
     pub(crate) fn elements(&self) -> usize {
-        let width = match self.dtype {
-            FileDtype::F32 => 4,
-            _ => 2,
-        };
-        self.data.len() / width
+        match self.kind {
+            Kind::F32 => self.data.len() / 4,
+            Kind::F16 | Kind::Bf16 => self.data.len() / 2,
+            Kind::Blocks(blocks) => self.data.len() / blocks.type_size() * blocks.block_size(),
+        }
     }
 
-    /// The elements from `start` on, as many as `row` holds.
+    /// The elements from `start` on, as many as `row` holds. Of a matrix whose rows lie in pairs it is one row at most.
     pub(crate) fn read(&self, start: usize, row: &mut [f32]) {
+        match self.paired {
+            None => self.read_as_it_lies(start, row),
+            Some(width) if self.columns > 1 => {
+                let (index, column) = (start / self.columns, start % self.columns);
+                self.read_as_it_lies(unpaired(index, width) * self.columns + column, row);
+            }
+            // A vector: each of its elements is a row.
+            Some(width) => {
+                for (index, value) in row.iter_mut().enumerate() {
+                    self.read_as_it_lies(unpaired(start + index, width), std::slice::from_mut(value));
+                }
+            }
+        }
+    }
+
+    fn read_as_it_lies(&self, start: usize, row: &mut [f32]) {
         let len = row.len();
-        match self.dtype {
-            FileDtype::F32 => {
+        match self.kind {
+            Kind::F32 => {
                 for (to, from) in row.iter_mut().zip(elements::<4>(self.data, start, len)) {
                     *to = f32::from_le_bytes(*from);
                 }
             }
-            FileDtype::F16 => {
+            Kind::F16 => {
                 for (to, from) in row.iter_mut().zip(elements::<2>(self.data, start, len)) {
                     *to = f16::from_le_bytes(*from).to_f32();
                 }
             }
-            _ => {
+            Kind::Bf16 => {
                 for (to, from) in row.iter_mut().zip(elements::<2>(self.data, start, len)) {
                     *to = bf16::from_le_bytes(*from).to_f32();
                 }
+            }
+            Kind::Blocks(blocks) => {
+                let size = blocks.block_size();
+                let (first, end) = (start / size, (start + len).div_ceil(size));
+                let bytes = &self.data[first * blocks.type_size()..end * blocks.type_size()];
+                // What cannot be widened is not finite, and is found before anything is packed.
+                let values = widened(blocks, bytes, (end - first) * size)
+                    .unwrap_or_else(|_| vec![f32::NAN; (end - first) * size]);
+                row.copy_from_slice(&values[start - first * size..][..len]);
             }
         }
     }
@@ -246,18 +359,42 @@ impl Weights<'_> {
     }
 
     fn first_not_finite(&self) -> Option<usize> {
-        match self.dtype {
-            FileDtype::F32 => first(self.data, |bytes: [u8; 4]| {
+        match self.kind {
+            Kind::F32 => first(self.data, |bytes: [u8; 4]| {
                 u32::from_le_bytes(bytes) & 0x7f80_0000 == 0x7f80_0000
             }),
-            FileDtype::F16 => first(self.data, |bytes: [u8; 2]| {
+            Kind::F16 => first(self.data, |bytes: [u8; 2]| {
                 u16::from_le_bytes(bytes) & 0x7c00 == 0x7c00
             }),
-            _ => first(self.data, |bytes: [u8; 2]| {
+            Kind::Bf16 => first(self.data, |bytes: [u8; 2]| {
                 u16::from_le_bytes(bytes) & 0x7f80 == 0x7f80
             }),
+            Kind::Blocks(_) => {
+                const PART: usize = 1 << 16;
+                let mut values = Vec::new();
+                (0..self.elements()).step_by(PART).find_map(|start| {
+                    values.resize(PART.min(self.elements() - start), 0.0);
+                    self.read_as_it_lies(start, &mut values);
+                    let wrong = values.iter().position(|value| !value.is_finite());
+                    wrong.map(|at| start + at)
+                })
+            }
         }
     }
+}
+
+/// Where row `index` of ours lies among rows in pairs.
+fn unpaired(index: usize, width: usize) -> usize {
+    let (head, row) = (index / width, index % width);
+    let half = width / 2;
+    head * width + (row % half) * 2 + row / half
+}
+
+/// The values of whole blocks.
+fn widened(blocks: GgmlDType, bytes: &[u8], len: usize) -> candle_core::Result<Vec<f32>> {
+    ggml_file::qtensor_from_ggml(blocks, bytes, vec![len], &Device::Cpu)?
+        .dequantize(&Device::Cpu)?
+        .to_vec1()
 }
 
 /// `len` elements of W bytes from element `start` on.

@@ -5,7 +5,10 @@ use std::path::Path;
 use penstock_kernels::MAX_HEAD_DIM;
 use serde_json::{Map, Value};
 
-use crate::{Dtype, LoadError};
+use crate::{
+    Dtype, LoadError,
+    gguf::{self, Gguf},
+};
 
 mod fields;
 mod rope;
@@ -119,11 +122,15 @@ impl Architecture {
 // === impl ModelConfig ===
 
 impl ModelConfig {
-    /// Reads `config.json` in `dir`, and the end ids of `generation_config.json` where there is one.
+    /// Reads `config.json` in `dir`, and the end ids of `generation_config.json` where there is one; or the metadata of
+    /// the GGUF file that `dir` is or holds.
     ///
     /// # Errors
     /// A file is unreadable or no JSON, or a field is missing, out of range or asks for what is not supported.
     pub fn load(dir: &Path) -> Result<Self, LoadError> {
+        if let Some(file) = gguf::find(dir)? {
+            return Gguf::open(file)?.config();
+        }
         let path = dir.join("config.json");
         let document = fields::read_object(&path)?;
         let mut config = Self::parse(&path, &document)?;
@@ -135,7 +142,7 @@ impl ModelConfig {
         Ok(config)
     }
 
-    fn parse(path: &Path, document: &Map<String, Value>) -> Result<Self, LoadError> {
+    pub(crate) fn parse(path: &Path, document: &Map<String, Value>) -> Result<Self, LoadError> {
         let fields = Fields::new(path, "", document);
         let architecture = Architecture::parse(&fields)?;
         check_supported(&fields)?;
@@ -181,6 +188,14 @@ impl ModelConfig {
     /// What the model computes in where the caller does not say.
     pub fn default_dtype(&self) -> Dtype {
         self.checkpoint_dtype.unwrap_or(Dtype::F32)
+    }
+
+    /// Elements of all matrices.
+    pub fn parameters(&self) -> u64 {
+        let (hidden, inner) = (self.hidden_size as u64, self.intermediate_size as u64);
+        let heads = (2 * (self.num_heads + self.num_kv_heads) * self.head_dim) as u64;
+        let tables = if self.tie_word_embeddings { 1 } else { 2 };
+        self.num_layers as u64 * hidden * (heads + 3 * inner) + tables * self.vocab_size as u64 * hidden
     }
 
     /// Query heads that share one key and value head.

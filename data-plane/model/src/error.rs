@@ -45,7 +45,7 @@ pub enum LoadError {
         supported: String,
     },
     /// There are no weights in the directory.
-    #[error("{} holds neither model.safetensors nor model.safetensors.index.json", dir.display())]
+    #[error("{} holds neither model.safetensors nor model.safetensors.index.json nor a .gguf file", dir.display())]
     NoWeights {
         /// The directory.
         dir: PathBuf,
@@ -60,6 +60,24 @@ pub enum LoadError {
         /// What is wrong with it.
         #[source]
         source: safetensors::SafeTensorError,
+    },
+    /// A file is no GGUF that can be read, e.g. cut short.
+    #[error("{} is no complete GGUF file ({bytes} bytes): {problem}", path.display())]
+    Gguf {
+        /// The file.
+        path: PathBuf,
+        /// Its size.
+        bytes: usize,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// Which of several GGUF files is meant?
+    #[error("{} holds {count} GGUF files: name one of them", dir.display())]
+    SeveralGguf {
+        /// The directory.
+        dir: PathBuf,
+        /// How many.
+        count: usize,
     },
     /// A tensor that the configuration asks for is in no file.
     #[error("tensor `{tensor}` is missing from {}", path.display())]

@@ -18,7 +18,7 @@ const FILES: [&str; 5] = [
 
 /// BLAKE3, in hex, over the manifest of `dir`: for each file that makes the revision what it is (its
 /// configurations, tokenizer, template, `*.safetensors` and `*.gguf`), sorted by name, a line of the name, the size
-/// in bytes and the BLAKE3 of the content. Other files in the directory do not count, nor do times and permissions.
+/// in bytes and the BLAKE3 of the content. A `dir` that is one GGUF file is that line alone. Other files in the directory do not count, nor do times and permissions.
 ///
 /// # Errors
 /// The directory or a file in it cannot be read.
@@ -27,6 +27,11 @@ pub fn manifest_digest(dir: &Path) -> Result<String, LoadError> {
         path: dir.to_owned(),
         source,
     };
+    if dir.is_file() {
+        let mut manifest = blake3::Hasher::new();
+        manifest.update(line(dir)?.as_bytes());
+        return Ok(manifest.finalize().to_hex().to_string());
+    }
     let mut names = Vec::new();
     for entry in fs::read_dir(dir).map_err(read)? {
         let name = entry.map_err(read)?.file_name();
@@ -39,15 +44,23 @@ pub fn manifest_digest(dir: &Path) -> Result<String, LoadError> {
     names.sort_unstable();
     let mut manifest = blake3::Hasher::new();
     for name in names {
-        let path = dir.join(&name);
-        let mut content = blake3::Hasher::new();
-        let size = File::open(&path).and_then(|file| {
-            let size = file.metadata()?.len();
-            content.update_reader(file)?;
-            Ok(size)
-        });
-        let size = size.map_err(|source| LoadError::Read { path, source })?;
-        manifest.update(format!("{name}\t{size}\t{}\n", content.finalize().to_hex()).as_bytes());
+        manifest.update(line(&dir.join(&name))?.as_bytes());
     }
     Ok(manifest.finalize().to_hex().to_string())
+}
+
+/// A file's line: name, size, BLAKE3.
+fn line(path: &Path) -> Result<String, LoadError> {
+    let mut content = blake3::Hasher::new();
+    let size = File::open(path).and_then(|file| {
+        let size = file.metadata()?.len();
+        content.update_reader(file)?;
+        Ok(size)
+    });
+    let size = size.map_err(|source| LoadError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    Ok(format!("{name}\t{size}\t{}\n", content.finalize().to_hex()))
 }

@@ -4,9 +4,12 @@ use std::f32::consts::TAU;
 
 use crate::{ModelConfig, RopeScaling};
 
-/// `[positions][cos of head_dim / 2, then sin of head_dim / 2]`.
-pub(crate) fn angles(config: &ModelConfig, positions: usize) -> Vec<f32> {
-    let fixed = frequencies(config, f64::from(config.rope_theta));
+/// `[positions][cos of head_dim / 2, then sin of head_dim / 2]`. `factors` divide each frequency further.
+pub(crate) fn angles(config: &ModelConfig, positions: usize, factors: Option<&[f32]>) -> Vec<f32> {
+    let mut fixed = frequencies(config, f64::from(config.rope_theta));
+    for (frequency, factor) in fixed.iter_mut().zip(factors.unwrap_or(&[])) {
+        *frequency /= factor;
+    }
     let length = match config.rope_scaling {
         Some(RopeScaling::Yarn { attention_factor, .. }) => attention_factor,
         _ => 1.0,
@@ -49,7 +52,7 @@ fn grown_base(config: &ModelConfig, position: usize) -> Option<f64> {
 }
 
 /// Radians a position of each pair of a head: `base^(-2i / head_dim)`, scaled as transformers does.
-fn frequencies(config: &ModelConfig, base: f64) -> Vec<f32> {
+pub(crate) fn frequencies(config: &ModelConfig, base: f64) -> Vec<f32> {
     let unscaled = |pair: usize| {
         let exponent = 2.0 * pair as f64 / config.head_dim as f64;
         base.powf(-exponent) as f32

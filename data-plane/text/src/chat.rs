@@ -99,6 +99,18 @@ impl ChatTemplate {
             .map_err(|error| TextError::invalid(Path::new("<source>"), TEMPLATE, error))
     }
 
+    /// A template whose checkpoint names its special tokens, e.g. `("bos_token", "<s>")`. Errors name `path`.
+    ///
+    /// # Errors
+    /// It is no template.
+    pub fn from_parts(
+        source: &str,
+        special_tokens: Vec<(&'static str, String)>,
+        path: &Path,
+    ) -> Result<Self, TextError> {
+        Self::new(source, special_tokens).map_err(|error| TextError::invalid(path, TEMPLATE, error))
+    }
+
     fn new(source: &str, special_tokens: Vec<(&'static str, String)>) -> Result<Self, Error> {
         let mut environment = Environment::new();
         environment.set_syntax(

@@ -36,9 +36,11 @@ mod json;
 mod stop;
 mod token_bytes;
 mod tokenizer;
+mod vocabulary;
 
 pub use chat::{ChatTemplate, Message};
 pub use detokenizer::Detokenizer;
 pub use error::TextError;
 pub use stop::{StopOutput, StopStrings};
 pub use tokenizer::Tokenizer;
+pub use vocabulary::BpeVocabulary;

@@ -37,24 +37,27 @@ impl Tokenizer {
     /// left out: a prompt is never cut silently.
     pub fn load(dir: &Path) -> Result<Self, TextError> {
         let path = dir.join("tokenizer.json");
-        let json = read(&path)?;
+        Self::from_json(&read(&path)?, &path)
+    }
+
+    /// The tokenizer that `json` describes, in the format of `tokenizer.json`. Errors name `path`.
+    pub(crate) fn from_json(json: &str, path: &Path) -> Result<Self, TextError> {
         let mut inner = tokenizers::Tokenizer::from_bytes(json.as_bytes())
-            .map_err(|error| TextError::invalid(&path, "file", error))?;
+            .map_err(|error| TextError::invalid(path, "file", error))?;
         let description: Description =
-            serde_json::from_str(&json).map_err(|error| TextError::invalid(&path, "decoder", error))?;
+            serde_json::from_str(json).map_err(|error| TextError::invalid(path, "decoder", error))?;
         let decoder = description.decoder.ok_or_else(|| {
             TextError::invalid(
-                &path,
+                path,
                 "decoder",
                 "is missing, so that the text of a token is unknown",
             )
         })?;
-        let scheme =
-            Scheme::new(&decoder).map_err(|message| TextError::invalid(&path, "decoder", message))?;
+        let scheme = Scheme::new(&decoder).map_err(|message| TextError::invalid(path, "decoder", message))?;
         inner.with_padding(None);
         inner
             .with_truncation(None)
-            .map_err(|error| TextError::invalid(&path, "truncation", error))?;
+            .map_err(|error| TextError::invalid(path, "truncation", error))?;
 
         let added = inner.get_added_tokens_decoder();
         let mut tokens: HashMap<u32, Vec<u8>> = inner

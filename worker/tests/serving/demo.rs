@@ -560,3 +560,59 @@ async fn two_ranks_reply_like_one() {
     }
     assert_eq!(replies[0], replies[1]);
 }
+
+/// The demo checkpoint as one GGUF file, tokenizer and template included.
+fn gguf(to: &Path) {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/models/demo/v2");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/gguf.py");
+    let made = std::process::Command::new("python3")
+        .args([script.as_path(), &dir, to])
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+}
+
+#[tokio::test]
+async fn a_gguf_file_answers_a_chat_with_its_own_tokenizer() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("demo.gguf");
+    gguf(&path);
+    let mut texts = Vec::new();
+    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/models/demo/v2");
+    for path in [own, path] {
+        let mut running = start(Config {
+            models: vec![ModelSpec {
+                model: "demo".into(),
+                revision: "v2".into(),
+                path,
+            }],
+            runner: RunnerKind::Candle,
+            dtype: Some(worker::Dtype::F32),
+            ..config(store(), &[], Duration::ZERO)
+        })
+        .await;
+        let request = v1::GenerateRequest {
+            input: Some(Input::Chat(v1::Chat {
+                messages: vec![v1::ChatMessage {
+                    role: "user".into(),
+                    content: "What is the capital of France?".into(),
+                }],
+            })),
+            ..prompt(
+                "",
+                v1::SamplingParams {
+                    temperature: Some(0.0),
+                    ..tokens(30)
+                },
+            )
+        };
+        texts.push(
+            generate(&mut running.client, with(request, &[]))
+                .await
+                .unwrap()
+                .text(),
+        );
+    }
+    assert!(texts[0].contains("Paris"), "{texts:?}");
+    assert_eq!(texts[0], texts[1]);
+}

@@ -78,7 +78,8 @@ pub(crate) fn load(
         loader.embedding(table)?
     };
     loader.report(checkpoint.total_bytes() * (shard.rank as u64 + 1) / shard.size as u64);
-    let angles = rotary::angles(config, positions);
+    let factors = checkpoint.rope_factors(config.head_dim / 2)?;
+    let angles = rotary::angles(config, positions, factors.as_deref());
     let intermediate_size = shard.of(config.intermediate_size).len();
     Ok(Decoder {
         cpu: loader.cpu,

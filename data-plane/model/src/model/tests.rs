@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::*;
 
 mod broken;
+mod gguf;
 mod manifest;
 mod parallel;
 
