@@ -42,6 +42,8 @@ pub(crate) fn common(fields: Fields<'_>) -> Result<Asked, Status> {
         model: fields.text("model")?.unwrap_or_default().to_owned(),
         sampling: Some(sampling(fields)?),
         grammar: grammar::of_completion(fields)?,
+        priority: fields.signed("priority", -100, 100)?.unwrap_or(0),
+        cache_salt: fields.text("cache_salt")?.unwrap_or_default().to_owned(),
         ..Default::default()
     };
     let choices = fields.integer("n", 1, choices::MOST)?.unwrap_or(1) as usize;

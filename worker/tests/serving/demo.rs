@@ -149,11 +149,16 @@ async fn an_echoed_prompt_has_log_probabilities_cached_or_not() {
     let mut running = demo().await;
     let text = "The capital of France is Paris. ".repeat(20);
     let mut told = None;
+    // Drawn without a seed a reply may end at once.
+    let whole = v1::SamplingParams {
+        ignore_eos: Some(true),
+        ..tokens(3)
+    };
     for _ in 0..2 {
         let request = v1::GenerateRequest {
             echo: true,
             top_logprobs: Some(1),
-            ..prompt(&text, tokens(3))
+            ..prompt(&text, whole.clone())
         };
         let reply = generate(&mut running.client, with(request.clone(), &[]))
             .await
