@@ -7,6 +7,10 @@ use gateway::{Server, config::Args};
 use penstock_telemetry::{Telemetry, TelemetryConfig};
 use tokio_util::sync::CancellationToken;
 
+/// A gateway allocates a hundred small things for each request, and glibc takes its time for each.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 #[tokio::main]
 async fn main() -> ExitCode {
     match run(Args::parse()).await {

@@ -15,6 +15,7 @@ use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use penstock_plan::Endpoint;
 use penstock_proto::v1::RequestStats;
+use penstock_telemetry::Batched;
 use tokio::{net::TcpStream, time::Instant};
 
 use crate::balance::{self, Balancer, Breaker, Candidate, Ended, Expected, Life, Limit, Load, Policy, Want};
@@ -417,7 +418,7 @@ async fn connect(address: &str) -> Result<Sender, ConnectError> {
         .initial_max_send_streams(FIRST_STREAMS)
         .keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_TIMEOUT)
-        .handshake(TokioIo::new(stream))
+        .handshake(TokioIo::new(Batched::new(stream)))
         .await?;
     let address = address.to_owned();
     tokio::spawn(async move {

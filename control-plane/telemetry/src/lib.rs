@@ -25,6 +25,7 @@
 //! assert!(metrics.prometheus_text().contains("penstock_inflight"));
 //! ```
 
+mod batched;
 mod config;
 mod export;
 pub mod instruments;
@@ -37,6 +38,7 @@ pub mod semconv;
 mod setup;
 mod span;
 
+pub use batched::Batched;
 pub use config::{LogFormat, TelemetryConfig};
 pub use metrics::Metrics;
 pub use opentelemetry::{Context, KeyValue};

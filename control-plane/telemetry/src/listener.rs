@@ -13,6 +13,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt as _;
 
+use crate::Batched;
+
 /// Streams that one connection may carry at once. A gateway sends everything over a few connections, and
 /// hyper's default of 200 would queue requests there, unseen by the scheduler.
 const MAX_STREAMS: u32 = 4096;
@@ -71,7 +73,10 @@ async fn connection(
         request.extensions_mut().insert(ConnectInfo(peer));
         request
     });
-    let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    let connection = builder.serve_connection(
+        TokioIo::new(Batched::new(stream)),
+        TowerToHyperService::new(router),
+    );
     let mut connection = std::pin::pin!(connection);
     let result = tokio::select! {
         result = connection.as_mut() => result,

@@ -52,7 +52,8 @@ struct Args {
     #[arg(long, value_name = "PYTHON")]
     sglang: Option<PathBuf>,
 
-    /// Cells to measure, by a part of their names [default: all]
+    /// Cells to measure, by a part of their names: PROTOCOL-WHAT-HOW MANY AT ONCE; streams have 64 messages, paced
+    /// ones 20 ms apart [default: all]
     #[arg(long, value_delimiter = ',')]
     cells: Vec<String>,
 
@@ -72,7 +73,7 @@ enum Role {
     Upstream(Ports),
 }
 
-/// A kind of load by name.
+/// A kind of load: a name, how many at once, tokens of a reply, ms between them.
 struct Cell {
     name: &'static str,
     load: Load,
@@ -107,45 +108,17 @@ fn cells() -> Vec<Cell> {
     };
     use Protocol::{Grpc, Http};
     vec![
-        cell("grpc: 1 message, 32 at once", Grpc, 32, 1, 0, false),
-        cell("grpc: 1 message, 256 at once", Grpc, 256, 1, 0, false),
-        cell("grpc: 64 messages, 32 at once", Grpc, 32, 64, 0, false),
-        cell(
-            "grpc: 64 messages 20 ms apart, 256 at once",
-            Grpc,
-            256,
-            64,
-            20,
-            false,
-        ),
-        cell("traced: 1 message, 32 at once", Grpc, 32, 1, 0, true),
-        cell("traced: 1 message, 256 at once", Grpc, 256, 1, 0, true),
-        cell(
-            "traced: 64 messages 20 ms apart, 256 at once",
-            Grpc,
-            256,
-            64,
-            20,
-            true,
-        ),
-        cell("http: 1 event, 32 at once", Http, 32, 1, 0, false),
-        cell("http: 64 events, 32 at once", Http, 32, 64, 0, false),
-        cell(
-            "http: 64 events 20 ms apart, 256 at once",
-            Http,
-            256,
-            64,
-            20,
-            false,
-        ),
-        cell(
-            "memory: 16 messages 200 ms apart, 1,000 at once",
-            Grpc,
-            1000,
-            16,
-            200,
-            false,
-        ),
+        cell("grpc-single-32", Grpc, 32, 1, 0, false),
+        cell("grpc-single-256", Grpc, 256, 1, 0, false),
+        cell("grpc-saturated-32", Grpc, 32, 64, 0, false),
+        cell("grpc-paced-256", Grpc, 256, 64, 20, false),
+        cell("traced-single-32", Grpc, 32, 1, 0, true),
+        cell("traced-single-256", Grpc, 256, 1, 0, true),
+        cell("traced-paced-256", Grpc, 256, 64, 20, true),
+        cell("http-single-32", Http, 32, 1, 0, false),
+        cell("http-saturated-32", Http, 32, 64, 0, false),
+        cell("http-paced-256", Http, 256, 64, 20, false),
+        cell("grpc-memory-1000", Grpc, 1000, 16, 200, false),
     ]
 }
 

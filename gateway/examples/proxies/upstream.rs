@@ -193,7 +193,6 @@ fn trailers(asked: Option<Asked>) -> HeaderMap {
     trailers.insert("grpc-status", HeaderValue::from_static("0"));
     if let Some(asked) = asked {
         let stats = v1::RequestStats {
-            queue_us: 100,
             ttft_us: 1000,
             tpot_us: u64::try_from(asked.pace.as_micros()).unwrap_or(0),
             prompt_tokens: 100,
