@@ -44,7 +44,7 @@ pub use attention::{Attention, AttentionSequence, attention};
 pub use buffer::prefer_huge_pages;
 pub use collective::{Collective, CollectiveError, LocalCollective};
 pub use isa::Isa;
-pub use linear::{Element, Linear};
+pub use linear::{Element, Layer, Linear, mlp};
 pub use mapped::MappedFile;
 pub use norm::{add_rms_norm, rms_norm};
 pub use pool::Pool;

@@ -9,6 +9,9 @@ pub(crate) mod amx;
 mod bf16;
 mod f32;
 mod int8;
+mod mlp;
+
+pub use mlp::mlp;
 
 use std::ops::Range;
 
@@ -45,6 +48,15 @@ pub struct Linear {
     /// Each panel is 16 columns of a gate and the 16 columns that it gates.
     gated: bool,
     panels: Panels,
+}
+
+/// A matrix and its bias.
+#[derive(Debug, Clone, Copy)]
+pub struct Layer<'a> {
+    /// W.
+    pub linear: &'a Linear,
+    /// `[n]`, or `[2 n]` of a gated layer.
+    pub bias: Option<&'a [f32]>,
 }
 
 #[derive(Debug)]
@@ -133,24 +145,12 @@ impl Linear {
     /// # Panics
     /// `x` is not `[m, k]` or `y` not `[m, n]` for one m, or `bias` not `[n]` (`[2 n]` where gated).
     pub fn forward(&self, cpu: Cpu, y: &mut [f32], x: &[f32], bias: Option<&[f32]>) {
-        let rows = x.len() / self.inputs;
-        assert!(
-            x.len() == rows * self.inputs && y.len() == rows * self.outputs,
-            "x is [m, k], y is [m, n]"
-        );
-        assert!(
-            bias.is_none_or(|bias| bias.len() == self.outputs * (1 + usize::from(self.gated))),
-            "the bias is [n], or [2 n] of a gated layer"
-        );
+        let layer = Layer { linear: self, bias };
+        let rows = layer.rows(x, y);
         if rows == 0 {
             return;
         }
-        let call = Call {
-            linear: self,
-            rows,
-            y: SharedMut::new(y),
-            bias,
-        };
+        let call = Call::new(layer, rows, y);
         match &self.panels {
             Panels::F32(panels) => f32::forward(cpu, panels, x, &call),
             Panels::Bf16(panels) => bf16::forward(cpu, panels, x, &call),
@@ -211,11 +211,45 @@ struct Call<'a> {
     rows: usize,
     y: SharedMut<'a, f32>,
     bias: Option<&'a [f32]>,
+    /// Where a gated layer's results go instead of y: rounded, as the tiles of the next layer take them.
+    tiles: Option<SharedMut<'a, u16>>,
+}
+
+// === impl Layer ===
+
+impl Layer<'_> {
+    /// Rows of an input and an output.
+    ///
+    /// # Panics
+    /// As [`Linear::forward`].
+    fn rows(&self, x: &[f32], y: &[f32]) -> usize {
+        let Self { linear, bias } = self;
+        let rows = x.len() / linear.inputs;
+        assert!(
+            x.len() == rows * linear.inputs && y.len() == rows * linear.outputs,
+            "x is [m, k], y is [m, n]"
+        );
+        assert!(
+            bias.is_none_or(|bias| bias.len() == linear.outputs * (1 + usize::from(linear.gated))),
+            "the bias is [n], or [2 n] of a gated layer"
+        );
+        rows
+    }
 }
 
 // === impl Call ===
 
-impl Call<'_> {
+impl<'a> Call<'a> {
+    fn new(layer: Layer<'a>, rows: usize, y: &'a mut [f32]) -> Self {
+        Self {
+            linear: layer.linear,
+            rows,
+            y: SharedMut::new(y),
+            bias: layer.bias,
+            tiles: None,
+        }
+    }
+
     /// Runs `run` for ranges of panels, in parallel where it is worth it.
     fn for_panels(&self, cpu: Cpu, run: &(dyn Fn(Range<usize>) + Sync)) {
         let work = self.rows * self.linear.inputs * PANEL;
@@ -239,13 +273,7 @@ impl Call<'_> {
         unsafe {
             if self.linear.gated {
                 let len = LANES.min(outputs - first);
-                let [mut gate, mut up] = values;
-                if let Some(bias) = self.bias {
-                    gate = gate.add(load_part(&bias[first..][..len]));
-                    up = up.add(load_part(&bias[outputs + first..][..len]));
-                }
-                let y = self.y.part(row * outputs + first, len);
-                return store_part(swiglu(gate, up), y);
+                return store_part(self.gate(panel, values), self.y.part(row * outputs + first, len));
             }
             for (half, value) in values.into_iter().enumerate() {
                 let first = first + half * LANES;
@@ -259,6 +287,25 @@ impl Call<'_> {
                 };
                 store_part(value, self.y.part(row * outputs + first, len));
             }
+        }
+    }
+
+    /// Gates a row of a panel of a gated layer: 16 outputs, and zeros beyond the last one.
+    ///
+    /// # Safety
+    /// As [`Lanes`].
+    #[inline(always)]
+    unsafe fn gate<L: Lanes>(&self, panel: usize, [mut gate, mut up]: [L; 2]) -> L {
+        let outputs = self.linear.outputs;
+        let first = panel * LANES;
+        let len = LANES.min(outputs - first);
+        // SAFETY: the caller's promise.
+        unsafe {
+            if let Some(bias) = self.bias {
+                gate = gate.add(load_part(&bias[first..][..len]));
+                up = up.add(load_part(&bias[outputs + first..][..len]));
+            }
+            swiglu(gate, up)
         }
     }
 }

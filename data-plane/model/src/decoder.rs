@@ -8,7 +8,7 @@ use penstock_kernels::{AttentionSequence, CacheShape, Collective, Cpu, QkvShape,
 use crate::{
     Batch, ModelConfig,
     ops::{AddNorm, Attend, Embed, Norm, RotateHeads, Select, StoreKv},
-    parallel::{ColumnParallel, RowParallel, Shard, all_reduce},
+    parallel::{ColumnParallel, RowParallel, Shard, all_reduce, mlp},
 };
 
 mod load;
@@ -69,10 +69,11 @@ pub(crate) struct Workspace {
     qkv: Tensor,
     /// `[capacity, heads · head_dim]`.
     attended: Tensor,
-    /// `[capacity, hidden]`: what a block adds to the stream.
+    /// What a block adds to the stream, `[capacity, hidden]`, and then what an MLP has in between, `[capacity,
+    /// intermediate]`.
+    block: Tensor,
+    /// The first part of `block`.
     delta: Tensor,
-    /// `[capacity, intermediate]`.
-    gated: Tensor,
     logit_capacity: usize,
     /// `[logit capacity, hidden]`.
     selected: Tensor,
@@ -133,10 +134,14 @@ impl Decoder {
             self.attention(layer, step, &cache[index], cache_shape, work)?;
             work.stream
                 .inplace_op3(&work.delta, &layer.mlp_norm, &AddNorm(norm()))?;
-            layer.gate_up.forward(cpu, rows, &work.normed, &work.gated)?;
-            layer
-                .down
-                .forward(cpu, rows, &work.gated, &work.delta, &*self.ranks)?;
+            mlp(
+                cpu,
+                rows,
+                &work.normed,
+                &work.block,
+                (&layer.gate_up, &layer.down),
+                &*self.ranks,
+            )?;
         }
         if step.logit_rows.is_empty() {
             return Ok(());
@@ -263,14 +268,17 @@ impl Workspace {
     fn sized(decoder: &Decoder, capacity: usize, logit_capacity: usize) -> candle_core::Result<Self> {
         let zeros = |rows: usize, width: usize| zeros((rows, width), DType::F32);
         let stream = zeros(2 * capacity, decoder.hidden_size)?;
+        let block = zeros(capacity, decoder.hidden_size + decoder.intermediate_size)?;
         Ok(Self {
             capacity,
             normed: stream.narrow(0, capacity, capacity)?,
             stream,
             qkv: zeros(capacity, decoder.shape.width())?,
             attended: zeros(capacity, decoder.shape.heads * decoder.shape.head_dim)?,
-            delta: zeros(capacity, decoder.hidden_size)?,
-            gated: zeros(capacity, decoder.intermediate_size)?,
+            delta: block
+                .flatten_all()?
+                .narrow(0, 0, capacity * decoder.hidden_size)?,
+            block,
             logit_capacity,
             selected: zeros(logit_capacity, decoder.hidden_size)?,
             logits: zeros(logit_capacity, decoder.vocabulary.len())?,

@@ -9,7 +9,7 @@ use std::ops::Range;
 use candle_core::{CpuStorage, InplaceOp1, InplaceOp2, InplaceOp3, Layout, Result, bail};
 use half::bf16;
 use penstock_kernels::{
-    self as kernels, AttentionSequence, CacheShape, Collective, Cpu, Linear, QkvShape, Rotate,
+    self as kernels, AttentionSequence, CacheShape, Collective, Cpu, Layer, Linear, QkvShape, Rotate,
 };
 
 fn read<'a>(storage: &'a CpuStorage, layout: &Layout, len: usize) -> Result<&'a [f32]> {
@@ -176,8 +176,7 @@ impl InplaceOp2 for Select<'_> {
 pub(crate) struct Project<'a> {
     pub(crate) cpu: Cpu,
     pub(crate) rows: usize,
-    pub(crate) linear: &'a Linear,
-    pub(crate) bias: Option<&'a [f32]>,
+    pub(crate) layer: Layer<'a>,
 }
 
 impl InplaceOp2 for Project<'_> {
@@ -192,9 +191,46 @@ impl InplaceOp2 for Project<'_> {
         source: &CpuStorage,
         source_layout: &Layout,
     ) -> Result<()> {
-        let y = &mut write(target, layout)?[..self.rows * self.linear.outputs()];
-        let x = read(source, source_layout, self.rows * self.linear.inputs())?;
-        self.linear.forward(self.cpu, y, x, self.bias);
+        let Layer { linear, bias } = self.layer;
+        let y = &mut write(target, layout)?[..self.rows * linear.outputs()];
+        let x = read(source, source_layout, self.rows * linear.inputs())?;
+        linear.forward(self.cpu, y, x, bias);
+        Ok(())
+    }
+}
+
+/// `target = down(gate_up(source))`. The target has two parts of `capacity` rows: what is asked for, and what lies
+/// between the two layers.
+pub(crate) struct Mlp<'a> {
+    pub(crate) cpu: Cpu,
+    pub(crate) rows: usize,
+    pub(crate) capacity: usize,
+    pub(crate) gate_up: Layer<'a>,
+    pub(crate) down: Layer<'a>,
+}
+
+impl InplaceOp2 for Mlp<'_> {
+    fn name(&self) -> &'static str {
+        "mlp"
+    }
+
+    fn cpu_fwd(
+        &self,
+        target: &mut CpuStorage,
+        layout: &Layout,
+        source: &CpuStorage,
+        source_layout: &Layout,
+    ) -> Result<()> {
+        let width = self.down.linear.outputs();
+        let (y, between) = write(target, layout)?.split_at_mut(self.capacity * width);
+        kernels::mlp(
+            self.cpu,
+            &mut y[..self.rows * width],
+            &mut between[..self.rows * self.down.linear.inputs()],
+            read(source, source_layout, self.rows * self.gate_up.linear.inputs())?,
+            self.gate_up,
+            self.down,
+        );
         Ok(())
     }
 }

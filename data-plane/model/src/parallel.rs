@@ -5,12 +5,12 @@
 use std::ops::Range;
 
 use candle_core::Tensor;
-use penstock_kernels::{Collective, Cpu, Element, Linear};
+use penstock_kernels::{Collective, Cpu, Element, Layer, Linear};
 
 use crate::{
     LoadError, ModelConfig,
     checkpoint::Weights,
-    ops::{AllReduce, Project},
+    ops::{AllReduce, Mlp, Project},
 };
 
 /// Which part of a model a rank holds.
@@ -130,6 +130,27 @@ impl RowParallel {
     }
 }
 
+/// Runs a gated layer and the one after it, and sums over all ranks. `block` is a workspace of at least that many rows of
+/// outputs and then of what lies between the two.
+pub(crate) fn mlp(
+    cpu: Cpu,
+    rows: usize,
+    x: &Tensor,
+    block: &Tensor,
+    (gate_up, down): (&ColumnParallel, &RowParallel),
+    ranks: &dyn Collective,
+) -> candle_core::Result<()> {
+    let op = Mlp {
+        cpu,
+        rows,
+        capacity: block.dim(0)?,
+        gate_up: gate_up.0.layer(),
+        down: down.0.layer(),
+    };
+    block.inplace_op2(x, &op)?;
+    all_reduce(ranks, rows * down.0.linear.outputs(), block)
+}
+
 /// Sums the first `values` values of a tensor over all ranks.
 pub(crate) fn all_reduce(ranks: &dyn Collective, values: usize, tensor: &Tensor) -> candle_core::Result<()> {
     match ranks.size() {
@@ -170,15 +191,15 @@ impl Matrix {
     }
 
     fn forward(&self, cpu: Cpu, rows: usize, x: &Tensor, y: &Tensor) -> candle_core::Result<()> {
-        y.inplace_op2(
-            x,
-            &Project {
-                cpu,
-                rows,
-                linear: &self.linear,
-                bias: self.bias.as_deref(),
-            },
-        )
+        let layer = self.layer();
+        y.inplace_op2(x, &Project { cpu, rows, layer })
+    }
+
+    fn layer(&self) -> Layer<'_> {
+        Layer {
+            linear: &self.linear,
+            bias: self.bias.as_deref(),
+        }
     }
 }
 

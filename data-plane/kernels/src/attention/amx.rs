@@ -250,8 +250,11 @@ unsafe fn attend_group(
             sum_bf16(
                 two,
                 blocks,
-                queries.as_ptr().cast(),
-                keys.as_ptr().cast(),
+                [
+                    queries.as_ptr().cast(),
+                    keys.as_ptr().cast(),
+                    keys.as_ptr().cast(),
+                ],
                 scores.as_mut_ptr(),
                 true,
             );
@@ -265,8 +268,11 @@ unsafe fn attend_group(
             sum_bf16(
                 two,
                 POSITION_BLOCKS,
-                scratch.powers.as_ptr().cast(),
-                values.as_ptr().cast(),
+                [
+                    scratch.powers.as_ptr().cast(),
+                    values.as_ptr().cast(),
+                    values.as_ptr().cast(),
+                ],
                 sums.as_mut_ptr(),
                 first,
             );

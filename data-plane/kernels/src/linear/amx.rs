@@ -12,7 +12,7 @@
 use std::{arch::asm, arch::x86_64::*, cell::RefCell, ops::Range};
 
 use super::{
-    Call, PANEL,
+    Call, Layer, PANEL,
     bf16::{self, BLOCK, TILE},
 };
 use crate::{
@@ -32,6 +32,8 @@ const X_BYTES: usize = 5 << 18;
 const K_BLOCKS: usize = 16;
 /// Bytes of a block of k: two tiles.
 pub(super) const BLOCK_BYTES: usize = 2048;
+/// Bytes that are fetched ahead while a block is multiplied: an eighth of what the block reads of the weights.
+const AHEAD_BYTES: usize = BLOCK_BYTES / 8;
 /// Sums of 32 rows and a panel: four tiles of 16 by 16.
 pub(crate) const SUMS: usize = ROWS * PANEL;
 /// Elements of x that are worth packing in a task of their own.
@@ -40,12 +42,13 @@ pub(super) const PACK_ELEMENTS: usize = 1 << 16;
 /// What tiles hold, and what their sums mean.
 pub(super) trait Product: Sync {
     /// Sums of `count` blocks of k, of 32 rows (four tiles at `sums`) or of up to 16 (two), which go on from what is
-    /// there unless `fresh`. They are 32-bit integers or floats.
+    /// there unless `fresh`. They are 32-bit integers or floats. Of what lies at `ahead`, 256 bytes a block are fetched
+    /// into the second-level cache meanwhile.
     ///
     /// # Safety
     /// The machine has tiles and this thread has configured them; `x` and `weights` hold `count` blocks, and `sums`
     /// as many tiles as are written.
-    unsafe fn sum(two: bool, count: usize, x: *const u8, weights: *const u8, sums: *mut f32, fresh: bool);
+    unsafe fn sum(two: bool, count: usize, from: [*const u8; 3], sums: *mut f32, fresh: bool);
 
     /// Turns a row of a panel's sums into values of y, less the bias.
     ///
@@ -83,27 +86,74 @@ thread_local! {
 /// # Safety
 /// This machine has AVX-512 with BF16 and usable AMX tiles.
 pub(super) unsafe fn forward(cpu: Cpu, panels: &[u16], x: &[f32], call: &Call<'_>) {
+    PACKED.with_borrow_mut(|buffer| {
+        // SAFETY: the caller's promise; the machine has tiles.
+        unsafe {
+            let packed = pack(cpu, buffer, x, call);
+            multiply_all(cpu, &Bf16, bytes(panels), bytes(packed), call);
+        }
+    });
+}
+
+/// A gated layer, and the layer that takes its outputs.
+///
+/// # Safety
+/// As [`forward`]; the first layer's outputs are the second's inputs.
+pub(super) unsafe fn forward_mlp(
+    cpu: Cpu,
+    y: &mut [f32],
+    x: &[f32],
+    rows: usize,
+    (gate_up, first): (&[u16], Layer<'_>),
+    (down, second): (&[u16], Layer<'_>),
+) {
+    thread_local! {
+        /// What lies between the two.
+        static BETWEEN: RefCell<Buffer<u16>> = RefCell::new(Buffer::zeroed(0));
+    }
+    let len = rows.next_multiple_of(ROWS) * bf16::padded(first.linear.outputs);
+    BETWEEN.with_borrow_mut(|between| {
+        let between = between.at_least(len);
+        let call = Call {
+            tiles: Some(SharedMut::new(between)),
+            ..Call::new(first, rows, &mut [])
+        };
+        // SAFETY: the caller's promises; `between` holds whole groups of rows.
+        unsafe {
+            forward(cpu, gate_up, x, &call);
+            multiply_all(
+                cpu,
+                &Bf16,
+                bytes(down),
+                bytes(between),
+                &Call::new(second, rows, y),
+            );
+        }
+    });
+}
+
+/// Rounds a call's input, in parallel.
+///
+/// # Safety
+/// As [`forward`].
+unsafe fn pack<'a>(cpu: Cpu, buffer: &'a mut Buffer<u16>, x: &[f32], call: &Call<'_>) -> &'a [u16] {
     let inputs = call.linear.inputs;
     let k = bf16::padded(inputs);
     let groups = call.rows.div_ceil(ROWS);
-    PACKED.with_borrow_mut(|buffer| {
-        let packed = SharedMut::new(buffer.at_least(groups * ROWS * k));
-        cpu.pool
-            .run_ranges(groups, PACK_ELEMENTS.div_ceil(ROWS * k), &|range| {
-                for group in range {
-                    let rows = ROWS.min(call.rows - group * ROWS);
-                    // SAFETY: every group of rows is packed by one task; the machine has AVX-512 with BF16.
-                    unsafe {
-                        let to = packed.part(group * ROWS * k, ROWS * k);
-                        pack_rows(&x[group * ROWS * inputs..][..rows * inputs], inputs, to);
-                    }
+    let buffer = buffer.at_least(groups * ROWS * k);
+    let packed = SharedMut::new(buffer);
+    cpu.pool
+        .run_ranges(groups, PACK_ELEMENTS.div_ceil(ROWS * k), &|range| {
+            for group in range {
+                let rows = ROWS.min(call.rows - group * ROWS);
+                // SAFETY: every group of rows is packed by one task; the machine has AVX-512 with BF16.
+                unsafe {
+                    let to = packed.part(group * ROWS * k, ROWS * k);
+                    pack_rows(&x[group * ROWS * inputs..][..rows * inputs], inputs, to);
                 }
-            });
-        // SAFETY: the regions that wrote are over.
-        let packed = unsafe { packed.part(0, groups * ROWS * k) };
-        // SAFETY: `packed` holds whole groups of rows of k, `panels` panels of k; the machine has tiles.
-        unsafe { multiply_all(cpu, &Bf16, bytes(panels), bytes(packed), call) };
-    });
+            }
+        });
+    buffer
 }
 
 /// Multiplies rows that are packed by blocks, `[rows / 32][blocks][2][16][64 bytes]`, with panels `[blocks][2][16][64
@@ -193,8 +243,8 @@ unsafe fn multiply<P: Product>(
 /// Writes the sums of `rows` rows from `first` on.
 ///
 /// # Safety
-/// AVX-512; no other thread writes these rows of this panel.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+/// AVX-512 with BF16; no other thread writes these rows of this panel.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
 unsafe fn write_panel<P: Product>(
     product: &P,
     sums: &[f32],
@@ -208,7 +258,44 @@ unsafe fn write_panel<P: Product>(
         // SAFETY: 16 sums at each place; the rest is the caller's promise.
         unsafe {
             let sums = [Avx512::load(tile.as_ptr()), Avx512::load(tile[256..].as_ptr())];
-            call.write(first + row, panel, product.values(first + row, panel, sums));
+            let values = product.values(first + row, panel, sums);
+            match &call.tiles {
+                Some(tiles) => write_tile_row(call, tiles, first + row, panel, values),
+                None => call.write(first + row, panel, values),
+            }
+        }
+    }
+}
+
+/// Gates a row of a panel and writes its 16 outputs where [`pack_rows`] would have put them.
+///
+/// # Safety
+/// As [`write_panel`], with BF16.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+unsafe fn write_tile_row(
+    call: &Call<'_>,
+    tiles: &SharedMut<'_, u16>,
+    row: usize,
+    panel: usize,
+    values: [Avx512; 2],
+) {
+    let outputs = call.linear.outputs;
+    let size = ROWS * bf16::padded(outputs);
+    let start =
+        row / ROWS * size + (panel / 2 * 2 + row % ROWS / 16) * TILE + row % 16 * BLOCK + panel % 2 * 16;
+    // What pads the last block has to be zero: the weights beside it are, but zero times NaN is NaN.
+    let is_last_half = panel.is_multiple_of(2) && (panel + 1) * 16 >= outputs;
+    // SAFETY: 16 values of a row of a tile, or 32 where this panel is the last; the types are equally long.
+    unsafe {
+        let rounded = _mm512_cvtneps_pbh(call.gate(panel, values).0);
+        let to = tiles.part(start, if is_last_half { 32 } else { 16 });
+        _mm256_storeu_si256(
+            to.as_mut_ptr().cast(),
+            std::mem::transmute::<__m256bh, __m256i>(rounded),
+        );
+        if is_last_half {
+            to[16..].fill(0);
         }
     }
 }
@@ -228,7 +315,9 @@ unsafe fn sum_panel<P: Product>(weights: &[u8], x: &[u8], blocks: usize, rows: u
                 let x = x.as_ptr().add((group * blocks + first) * BLOCK_BYTES);
                 let weights = weights.as_ptr().add(first * BLOCK_BYTES);
                 let sums = sums.as_mut_ptr().add(group * SUMS);
-                P::sum(two, count, x, weights, sums, first == 0);
+                // The groups share the fetching of the weights that come next, be it this panel's or another's.
+                let ahead = weights.wrapping_add(count * (BLOCK_BYTES + group * AHEAD_BYTES));
+                P::sum(two, count, [x, weights, ahead], sums, first == 0);
             }
         }
     }
@@ -241,7 +330,7 @@ macro_rules! tile_sums {
         ///
         /// # Safety
         /// As [`Product::sum`].
-        unsafe fn $two(count: usize, x: *const u8, weights: *const u8, sums: *mut f32, fresh: bool) {
+        unsafe fn $two(count: usize, [x, weights, ahead]: [*const u8; 3], sums: *mut f32, fresh: bool) {
             // SAFETY: the caller's promises; tiles 0 to 7 are free for use while configured.
             unsafe {
                 if fresh {
@@ -280,6 +369,11 @@ macro_rules! tile_sums {
                     "prefetcht0 [{x} + 4416]",
                     "prefetcht0 [{x} + 4480]",
                     "prefetcht0 [{x} + 4544]",
+                    "prefetcht1 [{ahead}]",
+                    "prefetcht1 [{ahead} + 64]",
+                    "prefetcht1 [{ahead} + 128]",
+                    "prefetcht1 [{ahead} + 192]",
+                    "add {ahead}, 256",
                     "add {x}, 2048",
                     "add {weights}, 2048",
                     "dec {count}",
@@ -288,6 +382,7 @@ macro_rules! tile_sums {
                     "tilestored [{sums} + {stride}*1 + 1024], tmm1",
                     "tilestored [{sums} + {stride}*1 + 2048], tmm2",
                     "tilestored [{sums} + {stride}*1 + 3072], tmm3",
+                    ahead = inout(reg) ahead => _,
                     x = inout(reg) x => _, weights = inout(reg) weights => _, count = inout(reg) count => _,
                     sums = in(reg) sums, stride = in(reg) 64_usize, options(nostack)
                 );
@@ -298,7 +393,7 @@ macro_rules! tile_sums {
         ///
         /// # Safety
         /// As [`Product::sum`].
-        unsafe fn $one(count: usize, x: *const u8, weights: *const u8, sums: *mut f32, fresh: bool) {
+        unsafe fn $one(count: usize, [x, weights, _]: [*const u8; 3], sums: *mut f32, fresh: bool) {
             // SAFETY: the caller's promises; tiles 0 to 7 are free for use while configured.
             unsafe {
                 if fresh {
@@ -343,19 +438,12 @@ tile_sums!("tdpbssd", sum_two_int8, sum_one_int8);
 ///
 /// # Safety
 /// As there.
-pub(crate) unsafe fn sum_bf16(
-    two: bool,
-    count: usize,
-    x: *const u8,
-    weights: *const u8,
-    sums: *mut f32,
-    fresh: bool,
-) {
+pub(crate) unsafe fn sum_bf16(two: bool, count: usize, from: [*const u8; 3], sums: *mut f32, fresh: bool) {
     // SAFETY: the caller's promises.
     unsafe {
         match two {
-            true => sum_two_bf16(count, x, weights, sums, fresh),
-            false => sum_one_bf16(count, x, weights, sums, fresh),
+            true => sum_two_bf16(count, from, sums, fresh),
+            false => sum_one_bf16(count, from, sums, fresh),
         }
     }
 }
@@ -364,19 +452,12 @@ pub(crate) unsafe fn sum_bf16(
 ///
 /// # Safety
 /// As there.
-pub(super) unsafe fn sum_int8(
-    two: bool,
-    count: usize,
-    x: *const u8,
-    weights: *const u8,
-    sums: *mut f32,
-    fresh: bool,
-) {
+pub(super) unsafe fn sum_int8(two: bool, count: usize, from: [*const u8; 3], sums: *mut f32, fresh: bool) {
     // SAFETY: the caller's promises.
     unsafe {
         match two {
-            true => sum_two_int8(count, x, weights, sums, fresh),
-            false => sum_one_int8(count, x, weights, sums, fresh),
+            true => sum_two_int8(count, from, sums, fresh),
+            false => sum_one_int8(count, from, sums, fresh),
         }
     }
 }
@@ -384,9 +465,9 @@ pub(super) unsafe fn sum_int8(
 // === impl Bf16 ===
 
 impl Product for Bf16 {
-    unsafe fn sum(two: bool, count: usize, x: *const u8, weights: *const u8, sums: *mut f32, fresh: bool) {
+    unsafe fn sum(two: bool, count: usize, from: [*const u8; 3], sums: *mut f32, fresh: bool) {
         // SAFETY: the caller's promises.
-        unsafe { sum_bf16(two, count, x, weights, sums, fresh) }
+        unsafe { sum_bf16(two, count, from, sums, fresh) }
     }
 
     #[inline(always)]

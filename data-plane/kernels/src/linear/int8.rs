@@ -376,16 +376,9 @@ mod tiles {
     }
 
     impl amx::Product for Int8<'_> {
-        unsafe fn sum(
-            two: bool,
-            count: usize,
-            x: *const u8,
-            weights: *const u8,
-            sums: *mut f32,
-            fresh: bool,
-        ) {
+        unsafe fn sum(two: bool, count: usize, from: [*const u8; 3], sums: *mut f32, fresh: bool) {
             // SAFETY: the caller's promises.
-            unsafe { amx::sum_int8(two, count, x, weights, sums, fresh) }
+            unsafe { amx::sum_int8(two, count, from, sums, fresh) }
         }
 
         #[inline(always)]

@@ -90,6 +90,33 @@ proptest! {
     }
 
     #[test]
+    fn two_layers_in_one_call_yield_what_two_calls_do(
+        m in 1..70_usize, hidden in 1..70_usize, n in 1..70_usize, k in 1..70_usize, with_bias: bool, seed: u64,
+    ) {
+        let x = reference::noise(seed, m * k);
+        let weights = [reference::noise(seed ^ 1, 2 * hidden * k), reference::noise(seed ^ 2, n * hidden)];
+        let biases = [reference::noise(seed ^ 3, 2 * hidden), reference::noise(seed ^ 4, n)];
+        let [first, second] = biases.each_ref().map(|bias| with_bias.then_some(&bias[..]));
+        for cpu in machines() {
+            for element in [Element::F32, Element::Bf16, Element::Int8] {
+                let gate_up = Linear::pack_gated(cpu, element, hidden, k, &|row, to| {
+                    to.copy_from_slice(&weights[0][row * k..][..k]);
+                });
+                let down = packed(cpu, element, &weights[1], n, hidden);
+                let (mut between, mut expected) = (vec![0.0; m * hidden], vec![f32::NAN; m * n]);
+                gate_up.forward(cpu, &mut between, &x, first);
+                down.forward(cpu, &mut expected, &between, second);
+                between.fill(f32::NAN);
+                let mut y = vec![f32::NAN; m * n];
+                let gate_up = Layer { linear: &gate_up, bias: first };
+                let down = Layer { linear: &down, bias: second };
+                mlp(cpu, &mut y, &mut between, &x, gate_up, down);
+                prop_assert_eq!(&y, &expected);
+            }
+        }
+    }
+
+    #[test]
     fn a_row_does_not_depend_on_the_rows_beside_it(m in 2..70_usize, n in 1..70_usize, k in 1..600_usize, seed: u64) {
         let (x, weights) = (reference::noise(seed, m * k), reference::noise(seed ^ 1, n * k));
         for cpu in machines() {
